@@ -24,7 +24,7 @@ mod open_transactions;
 mod pace;
 mod pipeline;
 pub(crate) mod prepared;
-mod published;
+pub(crate) mod published;
 pub(crate) mod range;
 mod reader;
 pub mod record;

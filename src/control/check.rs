@@ -27,13 +27,14 @@ use anyhow::Result;
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use super::Failure;
+use super::{Databases, Failure};
 use crate::config::Config;
 #[cfg(feature = "workers")]
 use crate::config::WorkerConfig;
 use walhook_core::escape::one_line;
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::coverage::{Coverage, Moment};
 use walhook_postgres::preflight::Fault;
 use walhook_postgres::slot;
 use walhook_postgres::source;
@@ -239,6 +240,12 @@ async fn state(config: &Config, source: &Connection, report: &mut Report) -> Res
             Ok(None)
         }
     }
+}
+
+/// The last look at the publication. Of state that cannot be read, or is not there yet, another line tells.
+async fn last_look(config: &Config) -> Option<(Moment, Coverage)> {
+    let state = Databases::of(config).open_state().await.ok()?;
+    state.last_look().await.unwrap_or_default()
 }
 
 async fn one<T>(client: &Client, sql: &str) -> Result<T>

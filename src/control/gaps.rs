@@ -8,6 +8,8 @@ use crate::config::Config;
 use crate::server::range;
 use walhook_core::event::rfc3339;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::coverage::Coverage;
+use walhook_postgres::source;
 use walhook_state::Gap;
 
 /// A range of WAL whose changes were not delivered.
@@ -135,11 +137,11 @@ pub(crate) async fn close(
 /// Finds out which of the gaps a replay can send again.
 pub(super) async fn replayable(config: &Config, gaps: Vec<Gap>) -> Vec<ReplayableGap> {
     let may_be = |gap: &Gap| gap.closed_at_us.is_none() && gap.table.is_none();
-    let oldest = if gaps.iter().any(may_be) { oldest(config).await } else { Ok(Lsn::ZERO) };
+    let window = if gaps.iter().any(may_be) { window(config).await } else { Err(String::new()) };
     let show = |gap: Gap| {
         let way = match &gap.table {
             Some(_) if gap.closed_at_us.is_none() => Err(not_in_any_stream(&gap)),
-            _ => may_be(&gap).then(|| command(&gap, &oldest)).transpose(),
+            _ => may_be(&gap).then(|| command(&gap, &window)).transpose(),
         };
         let (replay, no_replay) = match way {
             Ok(replay) => (replay, None),
@@ -163,17 +165,37 @@ fn not_in_any_stream(Gap { id, find, .. }: &Gap) -> String {
     )
 }
 
-/// The oldest position that can be sent again, or why nothing can.
-async fn oldest(config: &Config) -> Result<Lsn, String> {
+/// What can be sent again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Window {
+    /// From where on the WAL is kept.
+    oldest: Lsn,
+    /// From where on the publication can be read under, where it took the place of another.
+    published: Lsn,
+}
+
+/// What can be sent again, or why nothing can.
+async fn window(config: &Config) -> Result<Window, String> {
     let asked = async {
         let source = Databases::of(config).open_source("walhook gaps").await?;
-        Ok(range::oldest(config, &source).await?)
+        let oldest = range::oldest(config, &source).await?;
+        let last = Databases::of(config).open_state().await?.last_look().await?;
+        let published = match last {
+            None => Lsn::ZERO,
+            Some((_, Coverage { publication: then, .. })) => {
+                let name = &config.source.publication;
+                let is_same = source::publication_oid(&source, name).await? == Some(then.oid);
+                // Nobody has looked yet since it is another.
+                if is_same { then.since.unwrap_or(Lsn::ZERO) } else { Lsn(u64::MAX) }
+            }
+        };
+        Ok(Window { oldest, published })
     };
     asked.await.map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
 /// The command that sends a gap again, or why there is none.
-fn command(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
+fn command(gap: &Gap, window: &Result<Window, String>) -> Result<String, String> {
     let Gap { id, from_lsn, to_lsn, endpoint, account, growing, .. } = gap;
     if *growing {
         return Err(
@@ -188,11 +210,18 @@ fn command(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
     if gap.other_wal {
         return Err(format!("its positions are of the WAL of an earlier cluster. {by_hand}"));
     }
-    let oldest = oldest.as_ref().map_err(|why| format!("{why}. {by_hand}"))?;
+    let window = window.as_ref().map_err(|why| format!("{why}. {by_hand}"))?;
+    let Window { oldest, published } = *window;
     let unreadable = |_| format!("its range cannot be read. {by_hand}");
     let (from, to): (Lsn, Lsn) =
         (from_lsn.parse().map_err(unreadable)?, to_lsn.parse().map_err(unreadable)?);
-    if from < *oldest {
+    if from < published {
+        return Err(format!(
+            "the publication is younger than what was written from {from} on, so that no slot can read \
+             that. {by_hand}"
+        ));
+    }
+    if from < oldest {
         return Err(format!(
             "the WAL from {from} on is no longer kept: what can be sent again begins at {oldest} \
              (source.replay_window). {by_hand}"
@@ -260,13 +289,16 @@ mod tests {
 
     #[test]
     fn endpoints_gap_has_the_replay_that_sends_it_or_why_there_is_none() {
-        let shown = |gap: &Gap, oldest| command(gap, &oldest);
+        let shown = |gap: &Gap, oldest: Result<Lsn, &str>| {
+            let window = oldest.map(|oldest| Window { oldest, ..Window::default() });
+            command(gap, &window.map_err(str::to_owned))
+        };
         let replay =
             r"walhook replay start --from 0/10 --to 0/100 --endpoint 'it'\''s' --account 42";
         assert_eq!(shown(&gap(), Ok(Lsn(0x10))).as_deref(), Ok(replay));
         let gone = shown(&gap(), Ok(Lsn(0x11))).unwrap_err();
         assert!(gone.contains("begins at 0/11") && gone.contains("gaps close 3"), "{gone}");
-        assert!(shown(&gap(), Err("no window".into())).unwrap_err().starts_with("no window. "));
+        assert!(shown(&gap(), Err("no window")).unwrap_err().starts_with("no window. "));
         let growing = Gap { growing: true, ..gap() };
         assert!(shown(&growing, Ok(Lsn(0))).unwrap_err().contains("still grows"));
         let unrouted = Gap { unrouted: true, endpoint: Some(String::new()), ..gap() };
@@ -277,9 +309,12 @@ mod tests {
     #[test]
     fn gap_of_the_whole_stream_has_the_replay_that_sends_it_or_why_there_is_none() {
         let whole = Gap { endpoint: None, account: None, ..gap() };
-        let shown = |gap: &Gap| command(gap, &Ok(Lsn(0x10)));
+        let window = |published| Ok(Window { oldest: Lsn(0x10), published: Lsn(published) });
+        let shown = |gap: &Gap| command(gap, &window(0));
         let replay = "walhook replay start --from 0/10 --to 0/FF";
         assert_eq!(shown(&whole).as_deref(), Ok(replay));
+        let text = command(&whole, &window(0x11)).unwrap_err();
+        assert!(text.contains("publication is younger") && text.contains("gaps close 3"), "{text}");
         for (gap, why) in [
             (Gap { unreadable: true, ..whole.clone() }, "cannot be read"),
             (Gap { other_wal: true, ..whole.clone() }, "earlier cluster"),
@@ -296,8 +331,10 @@ mod tests {
         let letters = Gap { dead_letters: true, last_at_us: Some(0), ..gap() };
         let unroutable = Gap { endpoint: Some(String::new()), ..letters };
         let replay = "walhook replay start --from 0/10 --to 0/100 --account 42";
-        assert_eq!(command(&unroutable, &Ok(Lsn(0))).as_deref(), Ok(replay));
+        assert_eq!(command(&unroutable, &Ok(Window::default())).as_deref(), Ok(replay));
         let nobodys = Gap { account: Some(String::new()), ..unroutable };
-        assert!(command(&nobodys, &Ok(Lsn(0))).unwrap_err().contains("could not be told"));
+        assert!(
+            command(&nobodys, &Ok(Window::default())).unwrap_err().contains("could not be told")
+        );
     }
 }

@@ -22,7 +22,7 @@ use super::holder::refuse_while_active;
 use super::setup::{FAILOVER_SLOTS, create_slot_within};
 use super::{Databases, Failure, Tell, bytes};
 use crate::config::Config;
-use crate::server::prepared;
+use crate::server::{prepared, published::other_publication};
 use walhook_core::halt::{self, Halt, SourceIdentity};
 use walhook_core::lsn::Lsn;
 use walhook_postgres::anchor;
@@ -206,6 +206,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
             | Halt::OtherSource { .. }
             | Halt::Diverged { .. }
             | Halt::PublicationMissing { .. }
+            | Halt::OtherPublication { .. }
             | Halt::Unpublished { .. }
             | Halt::RowsHidden { .. }
             | Halt::Unreadable { .. }
@@ -215,7 +216,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         None => Begin::Slot(begin_of(name, slot)?),
     };
     let begin = window::better(config, sessions, begin, from).await?;
-    readable(config, &sessions.source, begin).await?;
+    readable(config, sessions, begin).await?;
     let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
     Ok(Found::Plan(Box::new(Plan { from, begin, reason, adopt, wal_end })))
 }
@@ -228,10 +229,14 @@ fn begin_of(name: &str, slot: Option<Slot>) -> Result<Lsn> {
 }
 
 /// Refuses to go on without the publication: a slot can never be read that is older.
-async fn readable(config: &Config, client: &Client, begin: Begin) -> Result<()> {
-    let name = &config.source.publication;
+async fn readable(config: &Config, sessions: &Sessions, begin: Begin) -> Result<(), Failure> {
+    let (name, client) = (&config.source.publication, &sessions.source);
     if source::publication(client, name).await?.is_some() {
         return Ok(());
+    }
+    let last = sessions.state.last_look().await?;
+    if let Some(other) = other_publication(config, client, last).await? {
+        return Err(Failure::Usage(other.into()));
     }
     let slot = &config.source.slot;
     let drop = match begin {
@@ -243,10 +248,11 @@ async fn readable(config: &Config, client: &Client, begin: Begin) -> Result<()> 
             format!("drop the slot {slot}, which is older and could not be read, then ")
         }
     };
-    anyhow::bail!(
+    Err(anyhow::anyhow!(
         "the publication {name} does not exist: {drop}create it with the statement that \
          `walhook setup --print-sql` shows, and recover again"
     )
+    .into())
 }
 
 impl Plan {

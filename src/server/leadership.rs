@@ -19,7 +19,7 @@ use crate::config::{Config, Streaming};
 use crate::server::health::{Role, Teller};
 use crate::server::prepared;
 use crate::server::trouble::{Part, SLOW_FIX};
-use walhook_core::halt::SourceIdentity;
+use walhook_core::halt::{Halt, SourceIdentity};
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::Start;
@@ -193,7 +193,14 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     let compiled = compile_rules(config, &session.sentinel, system, endpoints).await;
     let rules = compiled?;
     // After the rules: one that names no table at all is the configuration's fault.
-    published::check(config, &session.sentinel).await?.map_err(OpenError::of_halt)?;
+    let published = published::check(config, &session.sentinel).await?;
+    if let Err(Halt::PublicationMissing { .. }) = published {
+        let last = store.last_look().await?;
+        if let Some(other) = published::other_publication(config, &session.sentinel, last).await? {
+            return Err(OpenError::of_halt(other));
+        }
+    }
+    published.map_err(OpenError::of_halt)?;
     // These are told while we run, and help nobody by ending it.
     if !started {
         let watched = published::unwatched(config, &session.sentinel).await;

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use tokio_postgres::Client;
+
 use crate::config::Config;
 use walhook_core::catalog::TableName;
 use walhook_core::halt::Halt;
-use walhook_postgres::coverage::{self, Kind, Lack, Seen};
+use walhook_postgres::coverage::{self, Coverage, Kind, Lack, Moment, Seen};
 use walhook_postgres::error::SourceError;
 use walhook_postgres::row_security;
 use walhook_postgres::source::{self, Publication};
@@ -37,6 +39,21 @@ pub(super) async fn check(
         return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
     }
     Ok(Ok(()))
+}
+
+/// Of a configured publication that is not there: the halt, where the one of the last look is.
+///
+/// # Errors
+/// When the server does not answer.
+pub(crate) async fn other_publication(
+    config: &Config,
+    client: &Client,
+    last: Option<(Moment, Coverage)>,
+) -> Result<Option<Halt>, SourceError> {
+    let Some((_, Coverage { publication: then, .. })) = last else { return Ok(None) };
+    let called = source::publication_now(client, &then.name, then.oid).await?;
+    let (configured, set_up) = (config.source.publication.clone(), then.name);
+    Ok(called.map(|called| Halt::OtherPublication { configured, set_up, called }))
 }
 
 /// What keeps changes of the watched tables out of the stream. Refused at the start; while we run it is

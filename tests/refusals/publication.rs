@@ -192,6 +192,92 @@ async fn publication_younger_than_the_slot_is_named_and_halts() -> Result<()> {
 }
 
 #[tokio::test]
+async fn slot_of_a_second_pipeline_beside_an_older_one_has_nothing_to_complain_of() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    ensure!(world.run().await?.terminate().await?.success());
+    // The first slot holds an old `catalog_xmin`, which the second inherits.
+    for id in 1..20 {
+        world.subscribe(id, 1).await?;
+    }
+    world.edit_config("[source]", "[source]\nslot = \"two\"\npublication = \"two\"")?;
+    let setup = world.walhook(&["setup", "--admin-url", &world.cluster.url("postgres")]).await?;
+    ensure!(setup.status.success(), "{}", text(&setup.stderr));
+    ensure!(complaints(&world).await?.is_empty(), "{:?}", complaints(&world).await?);
+    let running = world.run().await?;
+    ensure!(complaints(&world).await?.is_empty(), "{:?}", complaints(&world).await?);
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn publication_by_another_name_is_refused_and_costs_nothing() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    ensure!(running.terminate().await?.success());
+    world.subscribe(2, 1).await?;
+
+    world.edit_config("[source]", "[source]\npublication = \"other\"")?;
+    let says = [
+        "\"other\" does not exist",
+        "set source.publication back to \"walhook\"",
+        "Nothing is lost",
+    ];
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(2), "{status}:\n{log}");
+    ensure!(says.iter().all(|part| log.contains(part)), "{log}");
+    let setup = world.walhook(&["setup"]).await?;
+    ensure!(setup.status.code() == Some(2), "{}", text(&setup.stdout));
+    ensure!(says.iter().all(|part| text(&setup.stderr).contains(part)), "{}", text(&setup.stderr));
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    ensure!(says.iter().all(|part| check.contains(part)), "{check}");
+    let made = "SELECT count(*) FROM pg_publication WHERE pubname = 'other'";
+    ensure!(world.value(made).await? == "0");
+
+    // Renamed in the database, too.
+    world.sql.batch_execute("ALTER PUBLICATION walhook RENAME TO renamed").await?;
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    let renamed = "was renamed from \"walhook\" to \"renamed\"";
+    ensure!(status.code() == Some(2) && log.contains(renamed), "{status}:\n{log}");
+    world.sql.batch_execute("ALTER PUBLICATION renamed RENAME TO walhook").await?;
+
+    world.edit_config("publication = \"other\"\n", "")?;
+    let _running = world.run().await?;
+    world.delivered(2).await?;
+    Ok(())
+}
+
+/// As docs/install.md says.
+#[tokio::test]
+async fn publication_is_changed_without_a_loss_once_the_checkpoint_has_passed_the_new_one()
+-> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.sql.batch_execute("CREATE PUBLICATION other FOR TABLE subscribers, webhooks").await?;
+    let at = world.value("SELECT pg_current_wal_lsn()").await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    world
+        .until(&format!("SELECT (frontier > '{at}')::text FROM walhook.checkpoint"), "true")
+        .await?;
+    ensure!(running.terminate().await?.success());
+    world.subscribe(2, 1).await?;
+    world.edit_config("[source]", "[source]\npublication = \"other\"")?;
+    world.set_up().await?;
+    let _running = world.run().await?;
+    world.subscribe(3, 1).await?;
+    world.delivered(3).await?;
+    // Whether the new one held the tables all the time is not known.
+    world.until("SELECT count(*) FROM walhook.gaps", "2").await?;
+    let gaps = text(&world.walhook(&["gaps", "list"]).await?.stdout);
+    ensure!(gaps.contains("source.publication names other now, where it named walhook"), "{gaps}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn rule_that_loses_its_column_or_identity_while_nothing_is_written_halts() -> Result<()> {
     let mut world = world_of_sender("", RULES).await?;
     world.hook(1, 1, "").await?;

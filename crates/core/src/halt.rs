@@ -143,13 +143,27 @@ pub enum Halt {
     },
     /// The publication is gone, or was when a change was committed that is to be read.
     #[error(
-        "{problem}. `walhook setup` makes it. The slot can never be read past a row that was written without \
+        "{problem}. If source.publication was changed, set it back: nothing is lost. If it was dropped, \
+         `walhook setup` makes it. The slot can never be read past a row that was written without \
          it, so if this is said again, drop the slot; `walhook recover --accept-gap` makes a new one and \
          records the gap"
     )]
     PublicationMissing {
         /// Which, in whoever's words found out.
         problem: String,
+    },
+    /// The configured publication is not there, but the one that the pipeline was set up with is.
+    #[error(
+        "publication {configured:?} does not exist, but the one that the pipeline was set up with does: {}",
+        set_back(set_up, called)
+    )]
+    OtherPublication {
+        /// The configured one.
+        configured: String,
+        /// What the other was called when it was looked at last.
+        set_up: String,
+        /// What it is called now.
+        called: String,
     },
     /// The publication no longer holds what the rules need: changes would be left out silently.
     #[error("publication {publication:?} {problem}. What is committed until then is not sent")]
@@ -204,6 +218,7 @@ impl Halt {
             | Self::Diverged { .. }
             | Self::OlderCopy { .. }
             | Self::PublicationMissing { .. }
+            | Self::OtherPublication { .. }
             | Self::Unpublished { .. }
             | Self::RowsHidden { .. }
             | Self::Unreadable { .. }
@@ -211,6 +226,20 @@ impl Halt {
         }
         self
     }
+}
+
+/// How to get back to the publication that the pipeline was set up with.
+fn set_back(set_up: &str, called: &str) -> String {
+    if called == set_up {
+        return format!(
+            "set source.publication back to {set_up:?}. Nothing is lost; docs/install.md says how to change it \
+             without a loss"
+        );
+    }
+    format!(
+        "it was renamed from {set_up:?} to {called:?}. Rename it back, and let source.publication name it: \
+         nothing is lost unless rows were written meanwhile"
+    )
 }
 
 /// Whether the WAL reaches to `from`: START_REPLICATION would wait in silence for it to get there.

@@ -57,6 +57,9 @@ pub struct Publication {
     pub alterations: i64,
     /// The OIDs of its rows in `pg_publication_namespace`.
     pub schemas: BTreeSet<u32>,
+    /// Where it took the place of another: what was written before cannot be read under it.
+    #[serde(default)]
+    pub since: Option<Lsn>,
 }
 
 /// How a table belongs to the configuration.
@@ -214,6 +217,8 @@ pub fn compare(then: &Coverage, now: &mut Coverage, from: Moment, to: Moment) ->
         begin(now, to);
         return Vec::new();
     }
+    let is_same = then.publication.oid == now.publication.oid;
+    now.publication.since = if is_same { then.publication.since } else { Some(to.lsn) };
     let mut losses = Vec::new();
     let mut told: BTreeSet<&str> = BTreeSet::new();
     let altered = altered(&then.publication, &now.publication);
@@ -309,9 +314,17 @@ impl Lack {
 
 /// What happened to the publication as a whole, where that may have cost changes.
 fn altered(then: &Publication, now: &Publication) -> Option<String> {
+    if then.oid != now.oid && then.name != now.name {
+        return Some(format!(
+            "source.publication names {} now, where it named {}: what was committed before the new one held a \
+             table is not sent, and where it held it from before the change on, nothing is missing",
+            now.name, then.name
+        ));
+    }
     if then.oid != now.oid {
         return Some(format!(
-            "the publication {} is another than before: it was dropped and created again",
+            "the publication {} is another than before: it was dropped and created again, or another \
+             was renamed into its place",
             now.name
         ));
     }

@@ -124,6 +124,35 @@ pub struct Publication {
     pub lists: BTreeMap<TableName, BTreeSet<String>>,
 }
 
+/// The publication's OID.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn publication_oid(
+    client: &Client,
+    name: &str,
+) -> Result<Option<u32>, tokio_postgres::Error> {
+    let sql = format!("SELECT oid FROM pg_catalog.pg_publication WHERE pubname {EQ} $1");
+    client.query_opt(&sql, &[&name]).await?.map(|row| row.try_get(0)).transpose()
+}
+
+/// What the publication is called now that had this name once, and this OID; `None` where it is gone.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn publication_now(
+    client: &Client,
+    name: &str,
+    oid: u32,
+) -> Result<Option<String>, tokio_postgres::Error> {
+    // In another cluster, as after pg_upgrade, the name tells and the OID does not.
+    let sql = format!(
+        "SELECT pubname::pg_catalog.text FROM pg_catalog.pg_publication WHERE pubname {EQ} $1 OR oid {EQ} $2
+         ORDER BY pubname {EQ} $1 DESC LIMIT 1"
+    );
+    client.query_opt(&sql, &[&name, &oid]).await?.map(|row| row.try_get(0)).transpose()
+}
+
 /// Finds a publication.
 ///
 /// # Errors

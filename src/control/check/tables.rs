@@ -6,9 +6,10 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::cost::Costs;
-use super::{Report, Verdict, coverage};
+use super::{Report, Verdict, coverage, last_look};
 use crate::config::Config;
 use crate::control::setup::{looked_up, published};
+use crate::server::published::other_publication;
 use walhook_core::catalog::TableName;
 use walhook_postgres::catalog;
 use walhook_postgres::preflight::{self, Fault};
@@ -37,10 +38,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
             coverage::check(config, client, report).await?;
             writes(&config.source.publication, client, report).await?;
         }
-        None => {
-            let finding = format!("{} does not exist", config.source.publication);
-            report.fail("publication", finding, "run `walhook setup`");
-        }
+        None => missing(config, client, report).await?,
     }
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
     for hidden in &hidden {
@@ -52,6 +50,18 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     }
     looked_up_columns(config, client, report).await?;
     rules(config, client, publication.as_ref(), report).await
+}
+
+/// The publication is not there.
+async fn missing(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    match other_publication(config, client, last_look(config).await).await? {
+        Some(other) => report.halt("publication", &other),
+        None => {
+            let finding = format!("{} does not exist", config.source.publication);
+            report.fail("publication", finding, "run `walhook setup`");
+        }
+    }
+    Ok(())
 }
 
 fn check_publication(

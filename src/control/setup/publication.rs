@@ -9,7 +9,8 @@ use super::first::Checkpoint;
 use super::script::{self, published};
 use super::{Did, Report};
 use crate::config::Config;
-use crate::control::Failure;
+use crate::control::{Databases, Failure};
+use crate::server::published::other_publication;
 use walhook_core::catalog::TableName;
 use walhook_postgres::coverage::{self, Seen};
 use walhook_postgres::coverage::{Kind, Lack};
@@ -56,6 +57,13 @@ pub(super) async fn publication(
                 config.source.slot
             )
             .into());
+        }
+        if checkpoint.is_some() {
+            // Another one beside it would be younger than what the slot has still to send.
+            let last = Databases::of(config).open_state().await?.last_look().await?;
+            if let Some(other) = other_publication(config, client, last).await? {
+                return Err(Failure::Usage(other.into()));
+            }
         }
         let (has_children, all) =
             (children.exist, wanted.union(&children.missing).cloned().collect());

@@ -184,10 +184,14 @@ impl OpenError {
         Self::Refused { problem: Box::new(problem), later }
     }
 
-    /// What is missing from the publication, or hidden from our role, is refused at the start. That there
-    /// is no publication is more than that: the slot cannot be read past what was written without it.
+    /// What is missing from the publication, or hidden from our role, and a publication by another name, is
+    /// refused at the start. That there is none is more than that: the slot cannot be read past what was
+    /// written without it.
     pub(super) fn of_halt(halt: Halt) -> Self {
-        if matches!(halt, Halt::Unpublished { .. } | Halt::RowsHidden { .. }) {
+        if matches!(
+            halt,
+            Halt::Unpublished { .. } | Halt::RowsHidden { .. } | Halt::OtherPublication { .. }
+        ) {
             let problem = Box::new(StartError::Halt(halt.clone()));
             return Self::Refused { problem, later: Some(halt) };
         }

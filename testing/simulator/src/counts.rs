@@ -160,6 +160,7 @@ kinds_of!(HALTS, fn halt(&Halt) {
     Halt::Diverged { .. } => "diverged",
     Halt::OlderCopy { .. } => "older-copy",
     Halt::PublicationMissing { .. } => "publication-missing",
+    Halt::OtherPublication { .. } => "other-publication",
     Halt::Unpublished { .. } => "unpublished",
     Halt::RowsHidden { .. } => "rows-hidden",
     Halt::Unreadable { .. } => "unreadable",

@@ -254,6 +254,7 @@ async fn read_publication(
         options: keys.into_iter().zip(values).collect(),
         alterations: row.try_get(4)?,
         schemas: row.try_get::<_, Vec<u32>>(7)?.into_iter().collect(),
+        since: None,
     };
     Ok(Some((publication, row.try_get(8)?)))
 }

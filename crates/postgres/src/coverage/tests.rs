@@ -37,6 +37,7 @@ fn coverage() -> Coverage {
             options: BTreeMap::from(options),
             alterations: 3,
             schemas: BTreeSet::from([50]),
+            since: None,
         },
         tables: BTreeMap::from([
             (NAMED, table("public.t", Kind::Named, "t1")),
@@ -58,6 +59,25 @@ fn lose(then: Change, now: Change) -> Vec<Loss> {
     begin(&mut before, THEN);
     now(&mut after);
     compare(&before, &mut after, THEN, NOW)
+}
+
+#[test]
+fn publication_that_took_anothers_place_is_told_as_what_it_is_and_since_when() {
+    for (name, reason) in [
+        ("p", "was dropped and created again, or another"),
+        ("q", "source.publication names q now"),
+    ] {
+        let (then, mut now) = (coverage(), coverage());
+        (now.publication.oid, now.publication.name) = (11, name.to_owned());
+        let losses = compare(&then, &mut now, THEN, NOW);
+        assert!(losses.iter().all(|loss| loss.reason.contains(reason)), "{losses:?}");
+        assert_eq!(now.publication.since, Some(NOW.lsn));
+        // As the next look sees it, which keeps that.
+        let mut next = now.clone();
+        next.publication.since = None;
+        assert_eq!(compare(&now, &mut next, NOW, NOW), []);
+        assert_eq!(next.publication, now.publication);
+    }
 }
 
 #[test]

@@ -122,6 +122,7 @@ impl Run {
             | Halt::OtherSource { .. }
             | Halt::Diverged { .. }
             | Halt::OlderCopy { .. }
+            | Halt::OtherPublication { .. }
             | Halt::Unpublished { .. }
             | Halt::RowsHidden { .. }
             | Halt::Unreadable { .. }

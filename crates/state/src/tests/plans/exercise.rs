@@ -384,6 +384,7 @@ async fn looking(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
         options: BTreeMap::new(),
         alterations: 0,
         schemas: std::collections::BTreeSet::new(),
+        since: None,
     };
     let seen = Coverage { cluster: "x".into(), publication, tables: BTreeMap::new() };
     let at = Moment { lsn: Lsn(1), xid: 1 };

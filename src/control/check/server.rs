@@ -183,7 +183,7 @@ pub(super) async fn slot(
         let finding = format!("{anchor_name} is lost, and the replay window with it: {why}");
         report.warn("anchor", finding, format!("a running leader begins it anew. {}", why.fix()));
     }
-    age::check(config, client, report).await?;
+    age::check(config, client, frontier, report).await?;
     failover::slot(client, name, report).await
 }
 

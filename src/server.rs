@@ -13,6 +13,7 @@ mod error;
 pub mod health;
 mod held;
 mod jobs;
+pub(crate) mod labels;
 mod leadership;
 pub mod log;
 mod lookups;

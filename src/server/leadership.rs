@@ -14,7 +14,7 @@ use self::preflight::preflight;
 use super::backoff::Backoff;
 use super::rulebook::compile_rules;
 use super::sessions::{LEASE, SENTINEL, STANDBY, open_state};
-use super::{Stop, published};
+use super::{Stop, labels, published};
 use crate::config::{Config, Streaming};
 use crate::server::health::{Role, Teller};
 use crate::server::prepared;
@@ -214,6 +214,9 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
             return Err(OpenError::refused(error));
         }
         refuse_to_break_writes(config, &session.sentinel).await?;
+        for doubt in labels::unknown(config, &session.sentinel).await? {
+            tracing::warn!("{doubt}");
+        }
     }
     let sessions = match &config.workers {
         Some(_) => store.sessions_of_workers(WORKERS_WITHIN).await?,

@@ -170,3 +170,65 @@ async fn generated_columns_serve_rules_where_the_publication_publishes_them() ->
     assert_eq!(status.code(), Some(2));
     Ok(())
 }
+
+#[tokio::test]
+async fn label_that_an_enum_has_no_more_is_told_by_check_and_at_the_start() -> Result<()> {
+    let rules = r#"
+[[events]]
+type = "order.done"
+table = "public.orders"
+on = ["update"]
+account = "account_id"
+columns = ["id"]
+when = "old.state != 'done' && new.state in ['done', 'new']"
+"#;
+    let mut world = World::bare("", rules, &[]).await?;
+    let orders = "CREATE TYPE state AS ENUM ('new', 'done'); CREATE DOMAIN stage AS state;
+        CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, state stage);
+        ALTER TABLE orders REPLICA IDENTITY FULL";
+    world.sql.batch_execute(&format!("{SCHEMA}; {orders}")).await?;
+    world.set_up().await?;
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    assert!(!check.contains("label"), "{check}");
+
+    world.sql.batch_execute("ALTER TYPE state RENAME VALUE 'done' TO 'closed'").await?;
+    let says = ["old", "new"].map(|side| {
+        format!(
+            "rule 1 (order.done): when: {side}.state is compared with \"done\", which is no label of its enum; it \
+             has new, closed"
+        )
+    });
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    assert!(says.iter().all(|says| check.contains(&format!("warn  {says}"))), "{check}");
+    let running = world.run().await?;
+    running.until_logged(&says[1]).await
+}
+
+#[tokio::test]
+async fn delete_sends_of_the_named_columns_what_the_identity_logs_and_check_says_so() -> Result<()>
+{
+    let rules = r#"
+[[events]]
+type = "order.deleted"
+table = "public.orders"
+on = ["delete"]
+account = "account_id"
+columns = ["id", "state"]
+"#;
+    let mut world = World::bare("", rules, &[]).await?;
+    let orders = "CREATE TABLE orders (id bigint NOT NULL, account_id bigint NOT NULL, state text);
+        CREATE UNIQUE INDEX orders_key ON orders (account_id, id);
+        ALTER TABLE orders REPLICA IDENTITY USING INDEX orders_key";
+    world.sql.batch_execute(&format!("{SCHEMA}; {orders}")).await?;
+    world.set_up().await?;
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    let says = "warn  rule 1 (order.deleted): of a delete it sends no state: the replica identity of public.orders logs \
+                only account_id, id";
+    assert!(check.contains(says), "{check}");
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    world.sql.batch_execute("INSERT INTO orders VALUES (1, 42, 'new'); DELETE FROM orders").await?;
+    let received = world.delivered(1).await?;
+    assert_eq!(received[0].json()["data"], serde_json::json!({"id": 1}));
+    Ok(())
+}

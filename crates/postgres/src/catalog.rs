@@ -132,6 +132,23 @@ pub async fn load<N: AsRef<str>>(
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
 }
 
+/// The labels of those of the types that are enums, in their order.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn enum_labels(
+    client: &Client,
+    types: &[u32],
+) -> Result<BTreeMap<u32, Vec<String>>, SourceError> {
+    let sql = format!(
+        "SELECT enumtypid, pg_catalog.array_agg(enumlabel::pg_catalog.text ORDER BY enumsortorder)
+         FROM pg_catalog.pg_enum WHERE enumtypid {EQ} ANY ($1::pg_catalog.oid[]) GROUP BY enumtypid"
+    );
+    let rows = client.query(&sql, &[&types]).await;
+    let rows = rows.map_err(SourceError::of("cannot read the enums from the source's catalog"))?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// Waits until the catalog shows what the transaction with this 32-bit id has done: the stream can show
 /// a commit before SQL does, under synchronous replication by seconds.
 ///

@@ -170,6 +170,11 @@ impl Condition {
         self.reads.columns(side)
     }
 
+    /// The columns that are compared with a text, and the text.
+    pub fn texts(&self) -> impl Iterator<Item = (Side, &str, &str)> {
+        self.reads.texts()
+    }
+
     /// The columns that can never match what they are compared with: CEL would answer "no" for ever
     /// to `new.id == '5'` where `id` is a number.
     pub fn misfits(&self, kind: impl Fn(&str) -> Option<Kind>) -> impl Iterator<Item = Misfit<'_>> {

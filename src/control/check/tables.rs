@@ -9,6 +9,7 @@ use super::cost::Costs;
 use super::{Report, Verdict, coverage, last_look};
 use crate::config::Config;
 use crate::control::setup::{looked_up, published};
+use crate::server::labels;
 use crate::server::published::other_publication;
 use walhook_core::catalog::TableName;
 use walhook_postgres::catalog;
@@ -175,7 +176,8 @@ async fn rules(
     for RuleError { subject, message } in rule::casts(settings, &catalog) {
         report.warn(&subject, message, "give both columns one type");
     }
-    for RuleError { subject, message } in rule::doubts(settings) {
+    let doubts = rule::doubts(settings).into_iter().chain(rule::unlogged(settings, &catalog));
+    for RuleError { subject, message } in doubts.chain(labels::unknown(config, client).await?) {
         report.add(Verdict::Warn, &subject, message, None);
     }
     let mut costs = Costs::new(settings, &catalog);

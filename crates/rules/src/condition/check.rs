@@ -124,6 +124,16 @@ impl Reads {
         }
     }
 
+    /// The columns that are compared with a text, and the text.
+    pub(super) fn texts(&self) -> impl Iterator<Item = (Side, &str, &str)> {
+        self.compared.iter().filter_map(|Compared { side, column, with }| match with {
+            With::Literal(Literal::String(text)) => Some((*side, column.as_str(), text.as_str())),
+            With::Literal(Literal::Bool | Literal::Number | Literal::Bytes) | With::Column(..) => {
+                None
+            }
+        })
+    }
+
     /// The columns that can never match what they are compared with, where `kind` tells what they hold.
     pub(super) fn misfits(
         &self,

@@ -97,6 +97,11 @@ impl DataExpression {
         self.reads_row
     }
 
+    /// As [`Condition::texts`](super::Condition::texts).
+    pub fn texts(&self) -> impl Iterator<Item = (Side, &str, &str)> {
+        self.reads.texts()
+    }
+
     /// As [`Condition::misfits`](super::Condition::misfits).
     pub fn misfits(&self, kind: impl Fn(&str) -> Option<Kind>) -> impl Iterator<Item = Misfit<'_>> {
         self.reads.misfits(kind)

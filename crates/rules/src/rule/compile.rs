@@ -6,7 +6,8 @@ mod watch;
 
 use std::collections::HashSet;
 
-use self::hint::{list, unknown_column};
+pub(super) use self::hint::list;
+use self::hint::unknown_column;
 use super::{
     Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
     pair,

@@ -8,7 +8,7 @@ use walhook_core::catalog::Table;
 const MAX_LISTED: usize = 20;
 
 /// The first of them, with commas.
-pub(super) fn list(names: &[impl fmt::Display]) -> String {
+pub(in crate::rule) fn list(names: &[impl fmt::Display]) -> String {
     let shown: Vec<_> = names.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     let more = if names.len() > MAX_LISTED { ", …" } else { "" };
     format!("{}{more}", shown.join(", "))

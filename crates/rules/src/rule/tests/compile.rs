@@ -119,3 +119,35 @@ fn pattern_that_looks_for_a_backslash_is_told_of_its_rule_and_refuses_nothing() 
     let says = r"rule 1 (z): when: the pattern looks for a literal backslash followed by `w`; write `\\w` in a CEL string, or r'\w'";
     assert_eq!(told, [says]);
 }
+
+#[test]
+fn text_that_is_compared_with_a_column_of_a_users_type_is_told_with_its_place() {
+    let mut table = subscribers();
+    table.columns[2].type_oid = 40_000;
+    let when = "when = \"new.status in ['a', 'b'] && new.id == 5 && new.attrs != 'c'\"";
+    let config = config(&rule("z", "['insert']", when));
+    let mut catalog = catalog_with(table);
+    catalog.types.handle_type(40_000, "public", "mood");
+    let told = labels(config.rules(), &catalog);
+    let label = |text: &str| Label {
+        subject: "rule 1 (z)".to_owned(),
+        place: "when: new.status".to_owned(),
+        type_oid: 40_000,
+        text: text.to_owned(),
+    };
+    assert_eq!(told, [label("a"), label("b")]);
+}
+
+#[test]
+fn rule_for_deletes_that_names_columns_which_are_not_logged_is_told() {
+    let told = |on: &str, table: Table| -> Vec<String> {
+        let config = config(&rule("z", on, "columns = ['id', 'status']"));
+        unlogged(config.rules(), &catalog_with(table)).iter().map(ToString::to_string).collect()
+    };
+    let says = "rule 1 (z): of a delete it sends no status: the replica identity of public.subscribers logs only \
+                id; ALTER TABLE public.subscribers REPLICA IDENTITY FULL, or name them in a rule for other operations \
+                alone";
+    assert_eq!(told("['update', 'delete']", subscribers()), [says]);
+    assert_eq!(told("['update']", subscribers()), [""; 0]);
+    assert_eq!(told("['delete']", full(subscribers())), [""; 0]);
+}

@@ -171,10 +171,10 @@ impl Frames {
         self.block
     }
 
-    /// Whether anything was answered.
+    /// Answers that have begun, informational ones too.
     #[must_use]
-    pub fn has_answered(&self) -> bool {
-        self.answers > 0
+    pub fn answers(&self) -> u64 {
+        self.answers
     }
 
     /// Whether the receiver has said that it takes no more requests on this connection.
@@ -223,7 +223,7 @@ mod tests {
         let mut frames = Frames::default();
         frames.sent(&requests(2));
         frames.received(&frame(HEADERS, 4, b"103").repeat(36)).unwrap();
-        assert!(frames.has_answered());
+        assert_eq!(frames.answers(), 36);
         assert_eq!(frames.received(&frame(HEADERS, 4, b"103")), Err(FrameError::Headers));
     }
 

@@ -1,10 +1,12 @@
 //! One attempt over HTTP: a signed request goes out, an [`Exchange`] comes back, and nothing else.
 
+mod apart;
 mod carry;
 mod clients;
 mod connect;
 mod connection;
 mod content;
+mod course;
 mod error;
 mod guard;
 mod guarded;
@@ -12,11 +14,11 @@ mod memory;
 mod pool;
 mod target;
 mod turns;
+mod users;
 mod workers;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +39,7 @@ pub use carry::{Carried, Prepared};
 use clients::{Answered, Clients};
 use connect::TcpConnector;
 use content::Content;
+use course::Course;
 use error::{failure, printable};
 use memory::AnswerMemory;
 use pool::Bounds;
@@ -268,7 +271,7 @@ impl Transport {
     }
 
     async fn post(&self, post: &Post<'_>, keep: bool) -> Exchange {
-        let resends = AtomicU32::new(0);
+        let course = Course::default();
         let began = Instant::now();
         let signed = match self.sign(post).await {
             Ok(signed) => signed,
@@ -277,9 +280,9 @@ impl Transport {
         // In place: to move it would cost more than a header.
         let sending = pin!(async {
             let make = |http2| Some(self.request(post, &signed, http2));
-            self.exchange(&post.target.address, post.account, make, keep, &resends).await
+            self.exchange(&post.target.address, post.account, make, keep, &course).await
         });
-        within(self.timeout, sending, &resends).await
+        within(self.timeout, sending, &course).await
     }
 
     /// The answer to the request that `make` makes; see [`Clients::send`].
@@ -289,9 +292,9 @@ impl Transport {
         account: &AccountId,
         make: impl Fn(bool) -> Option<Request<Content>>,
         keep: bool,
-        resends: &AtomicU32,
+        course: &Course,
     ) -> Result<Answer, Failure> {
-        let answered = self.clients.send(address, account, make, resends).await?;
+        let answered = self.clients.send(address, account, make, course).await?;
         let status = answered.status;
         let retry_after = answered
             .headers
@@ -354,14 +357,12 @@ impl Transport {
 async fn within(
     timeout: Duration,
     sending: Pin<&mut impl Future<Output = Result<Answer, Failure>>>,
-    resends: &AtomicU32,
+    course: &Course,
 ) -> Exchange {
     let started = Instant::now();
     let ended = timeout_at(started + timeout, sending).await;
-    let result = ended.unwrap_or_else(|_| {
-        Err(failure(FailureKind::Timeout, &format!("no whole answer within {timeout:?}")))
-    });
-    Exchange { result, elapsed: started.elapsed(), resends: resends.load(Ordering::Relaxed) }
+    let result = ended.unwrap_or_else(|_| Err(course.time_is_over(timeout)));
+    Exchange { result, elapsed: started.elapsed(), resends: course.resends() }
 }
 
 fn request(address: &Address, headers: HeaderMap, body: Content, http2: bool) -> Request<Content> {

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::EventId;
 
 use super::content::Content;
+use super::course::Course;
 use super::target::Address;
 use super::{Transport, request, within};
 use crate::exchange::Exchange;
@@ -118,7 +119,7 @@ impl Transport {
                 return Carried { exchange, begun: false };
             }
         };
-        let (resends, begun) = (AtomicU32::new(0), AtomicBool::new(false));
+        let (course, begun) = (Course::default(), AtomicBool::new(false));
         let make = |http2| {
             if !may_begin() {
                 return None;
@@ -127,8 +128,8 @@ impl Transport {
             let body = Content::whole(prepared.body.clone());
             Some(request(&address, prepared.headers.clone(), body, http2))
         };
-        let sending = pin!(self.exchange(&address, &prepared.account, make, false, &resends));
-        let exchange = within(prepared.timeout, sending, &resends).await;
+        let sending = pin!(self.exchange(&address, &prepared.account, make, false, &course));
+        let exchange = within(prepared.timeout, sending, &course).await;
         Carried { exchange, begun: begun.load(Ordering::Relaxed) }
     }
 }

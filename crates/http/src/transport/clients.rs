@@ -7,6 +7,8 @@
 //! REFUSED_STREAM, above GOAWAY's last stream ──► a new HTTP/2 connection, which others share
 //! a kept connection closed before an answer  ──► HTTP/2: likewise; HTTP/1: a new one, once
 //! HTTP_1_1_REQUIRED                          ──► HTTP/1.1, for this authority for a while
+//! an HTTP/2 connection ended with requests   ──► not again, and says nothing of the endpoint; its accounts have
+//!   of several accounts                          connections of their own for a while
 //! ```
 //!
 //! Source: RFC 9113, sections 6.8, 8.7 and 9.1; RFC 9112, section 9.3.1.
@@ -15,7 +17,7 @@ use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,15 +28,19 @@ use hyper_util::rt::TokioExecutor;
 use moka::sync::Cache;
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep};
+use walhook_core::attempt::FailureKind;
 use walhook_core::event::AccountId;
 
+use super::apart::Apart;
 use super::connect::{BoxError, Connector, TcpConnector};
 use super::connection::Connection;
 use super::content::Content;
-use super::error::classify;
+use super::course::{Course, Wait};
+use super::error::{classify, failure};
 use super::guard::Known;
 use super::pool::{Bounds, Host, Kept, Lent, PATIENCE, Pool};
 use super::target::Address;
+use super::users::Using;
 use super::workers::{Workers, place};
 use crate::exchange::Failure;
 
@@ -74,6 +80,7 @@ pub(super) struct Clients {
     any: Connector,
     http1: Connector,
     pool: Arc<Pool<Connection>>,
+    apart: Arc<Apart>,
     /// By name and port.
     wants_http1: Cache<String, ()>,
     /// Whether any authority ever did: most receivers never do.
@@ -89,13 +96,15 @@ pub(super) struct Answered {
     connection: Connection,
     /// The pool's, if it is kept.
     lent: Option<Lent<Connection>>,
+    _using: Using,
 }
 
 impl Answered {
     /// The next piece of the body.
     pub(super) async fn data(&mut self) -> Option<Bytes> {
         loop {
-            let frame = self.connection.frame(&mut self.body).await?.ok()?;
+            let frame = self.connection.frame(&mut self.body).await?;
+            let frame = frame.inspect_err(|error| note_end(error, self.connection.known())).ok()?;
             if let Ok(data) = frame.into_data() {
                 return Some(data);
             }
@@ -134,6 +143,7 @@ impl Clients {
             http1: Connector::new(tcp.clone(), http1),
             // One shelf for each thread that sends, and one for all others.
             pool: Arc::new(Pool::new(bounds, 1 + Workers::count())),
+            apart: Arc::new(Apart::new()),
             wants_http1: Cache::builder().max_capacity(HTTP1_MAX).time_to_live(HTTP1_FOR).build(),
             any_wants_http1: AtomicBool::new(false),
         }
@@ -152,26 +162,27 @@ impl Clients {
     }
 
     /// The answer to the request that `make` makes (over HTTP/2 or not), anew for each time that it is
-    /// sent: on a connection that waits for it. `resends` counts the times after the first.
+    /// sent: on a connection that waits for it.
     pub(super) async fn send(
         &self,
         address: &Address,
         account: &AccountId,
         make: impl Fn(bool) -> Option<Request<Content>>,
-        resends: &AtomicU32,
+        course: &Course,
     ) -> Result<Answered, Failure> {
         let mut fresh = false;
         loop {
             let host = self.host(address);
-            let error = match self.send_once(address, host, account, fresh, &make).await {
+            let error = match self.send_once(address, host, account, fresh, &make, course).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
+            course.set_wait(None);
             let again = again(&error).filter(|again| !(fresh && *again == Again::Fresh));
-            let Some(again) = again.filter(|_| resends.load(Relaxed) < RESENDS_MAX) else {
-                return Err(classify(&error));
+            let Some(again) = again.filter(|_| course.resends() < RESENDS_MAX) else {
+                return Err(self.failure(host, &error));
             };
-            resends.fetch_add(1, Relaxed);
+            course.count_resend();
             let authority = &host.authority;
             tracing::debug!(%authority, ?again, ?error, "sending again on another connection");
             match again {
@@ -192,22 +203,60 @@ impl Clients {
         account: &AccountId,
         fresh: bool,
         make: impl Fn(bool) -> Option<Request<Content>>,
+        course: &Course,
     ) -> Result<Answered, SendError> {
         let shelf = place();
+        let of_account = self.apart.host(host, account);
         let mut connection = if fresh {
             self.open(address, host, account).await?
         } else {
-            self.connection(shelf, address, host, account).await?
+            self.connection(shelf, address, &of_account, account).await?
         };
-        let lent = (!fresh).then(|| self.pool.lend(shelf, host));
+        let lent = (!fresh).then(|| self.pool.lend(shelf, &of_account));
         let request = make(connection.is_http2()).ok_or(SendError::HeldBack)?;
+        let known = Arc::clone(connection.known());
+        let answers = known.answers();
+        let (_using, before) = known.users().begin(account, answers, Instant::now());
+        course.set_wait(before.map(|before| {
+            let (apart, host) = (Arc::clone(&self.apart), Arc::clone(host));
+            Wait {
+                apart,
+                host,
+                account: account.clone(),
+                before,
+                known: Arc::clone(&known),
+                answers,
+            }
+        }));
         match connection.send(request).await {
             Ok(answer) => {
                 let (head, body) = answer.into_parts();
-                Ok(Answered { status: head.status, headers: head.headers, body, connection, lent })
+                let (status, headers) = (head.status, head.headers);
+                Ok(Answered { status, headers, body, connection, lent, _using })
             }
-            Err(error) => Err(SendError::Sent(error, Arc::clone(connection.known()))),
+            Err(error) => {
+                note_end(&error, &known);
+                Err(SendError::Sent(error, known))
+            }
         }
+    }
+
+    /// What a request that is not sent again comes to. Where its connection ended with requests of several
+    /// accounts, nobody knows by whose fault: they part.
+    fn failure(&self, host: &Arc<Host>, error: &SendError) -> Failure {
+        let ended = classify(error);
+        let SendError::Sent(error, known) = error else { return ended };
+        let accounts = known.users().several_at_end().filter(|_| ends_connection(error, known));
+        let Some(accounts) = accounts else { return ended };
+        for account in &*accounts {
+            self.apart.put(host, account);
+        }
+        let detail = format!(
+            "the connection ended with requests of several accounts on it; they have connections of their own \
+             there now: {}",
+            ended.detail
+        );
+        failure(FailureKind::Lost, &detail)
     }
 
     fn host<'a>(&self, address: &'a Address) -> &'a Arc<Host> {
@@ -226,7 +275,7 @@ impl Clients {
         account: &AccountId,
     ) -> Result<Connection, SendError> {
         let mut waiting = loop {
-            match self.pool.take(shelf, host, Instant::now()) {
+            match self.pool.take(shelf, host, account, Instant::now()) {
                 Ok(mut connection) => {
                     if connection.is_idle().await {
                         return Ok(connection);
@@ -250,11 +299,12 @@ impl Clients {
                 Ok(connection)
             }
             opened = &mut opening => {
-                let connection = opened?;
-                if let Some(shared) = connection.share() {
-                    self.pool.give(shelf, host, shared, Instant::now());
-                }
-                Ok(connection)
+                let (connection, now) = (opened?, Instant::now());
+                let Some(shared) = connection.share(Some(account), now) else {
+                    return Ok(connection);
+                };
+                self.pool.give(shelf, host, connection, now);
+                Ok(shared)
             }
         }
     }
@@ -313,6 +363,18 @@ fn again_http1(error: &hyper::Error, known: &Known) -> Option<Again> {
     let lost =
         if error.is_canceled() { known.lost_before_sending() } else { known.lost_before_answer() };
     lost.then_some(Again::Fresh)
+}
+
+/// Notes who was on a connection that has ended so.
+fn note_end(error: &hyper::Error, known: &Known) {
+    if ends_connection(error, known) {
+        known.users().end();
+    }
+}
+
+/// Whether what ended a request ends all that share its connection.
+fn ends_connection(error: &hyper::Error, known: &Known) -> bool {
+    known.is_http2() && find::<h2::Error>(error).is_none_or(|h2| !h2.is_reset())
 }
 
 fn find<E: Error + 'static>(error: &hyper::Error) -> Option<&E> {

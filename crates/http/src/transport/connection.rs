@@ -16,9 +16,11 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::Instant;
+use walhook_core::event::AccountId;
 
 use super::content::Content;
-use super::guard::{Answers, Known};
+use super::guard::{Answers, Known, StreamPlace};
 use super::pool::{Kept, Open};
 
 /// What is read of an HTTP/1 body before anyone takes it. Heads are read before hyper sees them.
@@ -58,10 +60,12 @@ pub(super) struct Http1 {
     _open: Open,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Http2 {
     sender: http2::SendRequest<Content>,
     known: Arc<Known>,
+    /// A request's place among those that share it; the pool's handle has none.
+    _stream: Option<StreamPlace>,
 }
 
 impl Connection {
@@ -87,12 +91,19 @@ impl Connection {
             .handshake(io)
             .await?;
         // It ends by itself: when the connection does, and when nobody holds a handle any more.
+        let limits = Arc::clone(&known);
         TokioExecutor::new().execute(async move {
-            let ended = driver.await;
+            let mut driver = pin!(driver);
+            let ended = poll_fn(|cx| {
+                let ended = driver.as_mut().poll(cx);
+                limits.set_streams_max(driver.current_max_send_streams());
+                ended
+            })
+            .await;
             tracing::trace!(?ended, "an HTTP/2 connection ended");
             drop(open);
         });
-        Ok(Self::Http2(Http2 { sender, known }))
+        Ok(Self::Http2(Http2 { sender, known, _stream: None }))
     }
 
     pub(super) fn is_http2(&self) -> bool {
@@ -153,11 +164,17 @@ impl Connection {
 }
 
 impl Kept for Connection {
-    fn share(&self) -> Option<Self> {
-        match self {
-            Self::Http1(_) => None,
-            Self::Http2(http2) => Some(Self::Http2(http2.clone())),
+    fn is_shared(&self) -> bool {
+        self.is_http2()
+    }
+
+    fn share(&self, account: Option<&AccountId>, now: Instant) -> Option<Self> {
+        let Self::Http2(Http2 { sender, known, .. }) = self else { return None };
+        if known.users().is_silent_for(account, known.answers(), now) {
+            return None;
         }
+        let (sender, _stream) = (sender.clone(), Some(known.stream()?));
+        Some(Self::Http2(Http2 { sender, known: Arc::clone(known), _stream }))
     }
 
     fn is_open(&self) -> bool {

@@ -15,7 +15,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 
 use super::guarded::{Guard, Guarded};
 use super::memory::Charge;
+use super::users::Users;
 use crate::answer_head::{HeadError, HeadReader};
 use crate::frames::{FrameError, Frames};
 
@@ -42,6 +43,9 @@ const BYTES_A_REQUEST: u64 = 512 << 10;
 
 /// What may be left over from earlier requests.
 const BYTES_MAX: u64 = 16 << 20;
+
+/// Requests that share an HTTP/2 connection, where its receiver allows more: what ends it ends them all.
+const STREAMS_MAX: usize = 100;
 
 /// The head of an HTTP/1 answer is read in such pieces.
 const PIECE: usize = 4 << 10;
@@ -72,8 +76,10 @@ pub(super) struct Known {
     http2: AtomicBool,
     /// Requests of which the first bytes were written.
     requests: AtomicU32,
-    /// HTTP/1: whether the last request's answer has begun. HTTP/2: whether any has.
+    /// HTTP/1: whether the last request's answer has begun.
     answered: AtomicBool,
+    /// Answers that have begun; HTTP/2: informational ones too.
+    answers: AtomicU64,
     /// HTTP/2: GOAWAY came.
     goes_away: AtomicBool,
     /// HTTP/2: it wants HTTP/1.1.
@@ -83,6 +89,11 @@ pub(super) struct Known {
     /// A request on it failed in such a way that others would too.
     spoilt: AtomicBool,
     bytes_left: AtomicU64,
+    users: Arc<Users>,
+    /// HTTP/2: requests that share it.
+    streams: AtomicUsize,
+    /// And how many may.
+    streams_max: AtomicUsize,
 }
 
 impl Default for Known {
@@ -91,11 +102,15 @@ impl Default for Known {
             http2: AtomicBool::default(),
             requests: AtomicU32::default(),
             answered: AtomicBool::default(),
+            answers: AtomicU64::default(),
             goes_away: AtomicBool::default(),
             wants_http1: AtomicBool::default(),
             given_up: AtomicBool::default(),
             spoilt: AtomicBool::default(),
             bytes_left: AtomicU64::new(BYTES_FIRST),
+            users: Arc::default(),
+            streams: AtomicUsize::default(),
+            streams_max: AtomicUsize::new(STREAMS_MAX),
         }
     }
 }
@@ -129,10 +144,34 @@ impl Known {
     /// Whether a request that was written went to a connection that had been in use, and was closed
     /// before an answer to it began. `HTTP/2`: the caller knows that its stream had none.
     pub(super) fn lost_before_answer(&self) -> bool {
-        let answered = self.answered.load(Relaxed);
-        let lost =
-            if self.is_http2() { answered } else { self.requests.load(Relaxed) > 1 && !answered };
+        let lost = if self.is_http2() {
+            self.answers() > 0
+        } else {
+            self.requests.load(Relaxed) > 1 && !self.answered.load(Relaxed)
+        };
         lost && !self.given_up.load(Relaxed)
+    }
+
+    /// Answers that have begun.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Relaxed)
+    }
+
+    /// Whose requests are on it.
+    pub(super) fn users(&self) -> &Arc<Users> {
+        &self.users
+    }
+
+    /// The receiver takes so many requests at once.
+    pub(super) fn set_streams_max(&self, max: usize) {
+        self.streams_max.store(max.min(STREAMS_MAX), Relaxed);
+    }
+
+    /// A place among the requests that share it, unless as many do as may.
+    pub(super) fn stream(self: &Arc<Self>) -> Option<StreamPlace> {
+        let stream = StreamPlace(Arc::clone(self));
+        let others = self.streams.fetch_add(1, Relaxed);
+        (others < self.streams_max.load(Relaxed)).then_some(stream)
     }
 
     fn begin_requests(&self, requests: u32) {
@@ -147,7 +186,18 @@ impl Known {
 
     fn give_up(&self, excess: impl Into<Excess>) -> io::Error {
         self.given_up.store(true, Relaxed);
+        self.users.end();
         io::Error::other(excess.into())
+    }
+}
+
+/// A place among the requests that share a connection, until it is dropped.
+#[derive(Debug)]
+pub(super) struct StreamPlace(Arc<Known>);
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Relaxed);
     }
 }
 
@@ -289,7 +339,7 @@ impl Guard<TokioIo<Stream>> for Listener {
                 if !charge.hold(frames.block_bytes()) {
                     return Poll::Ready(Err(known.give_up(Excess::Memory)));
                 }
-                known.answered.store(frames.has_answered(), Relaxed);
+                known.answers.store(frames.answers(), Relaxed);
                 known.goes_away.store(frames.goes_away(), Relaxed);
                 known.wants_http1.store(frames.wants_http1(), Relaxed);
                 Poll::Ready(Ok(()))
@@ -332,7 +382,9 @@ fn poll_head(
         if read.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        known.answered.store(true, Relaxed);
+        if !known.answered.swap(true, Relaxed) {
+            known.answers.fetch_add(1, Relaxed);
+        }
         let Some(done) = reader.read(read).map_err(|error| known.give_up(error))? else { continue };
         let mut plain = done.plain;
         if !done.bodiless {

@@ -30,6 +30,7 @@ use std::time::Duration;
 use lru_slab::LruSlab;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use walhook_core::event::AccountId;
 
 /// An idle connection is closed after this time: below the 5 s that the least patient common servers
 /// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
@@ -51,6 +52,8 @@ pub(super) struct Host {
     pub(super) http1: bool,
     /// Name and port, in small letters.
     pub(super) authority: String,
+    /// Whose requests alone may use them; none: those of all accounts that are not apart.
+    pub(super) account: Option<AccountId>,
 }
 
 /// How many connections there may be.
@@ -64,8 +67,11 @@ pub(super) struct Bounds {
 
 /// What is kept.
 pub(super) trait Kept: Sized + Send + 'static {
-    /// Another handle of the same connection, where requests may share it.
-    fn share(&self) -> Option<Self>;
+    /// Whether requests share it.
+    fn is_shared(&self) -> bool;
+    /// Another handle of the same connection, for a request of the account (none: of any), where it is shared
+    /// and has room for one.
+    fn share(&self, account: Option<&AccountId>, now: Instant) -> Option<Self>;
     /// Whether a request may still be sent on it, as far as is known.
     fn is_open(&self) -> bool;
 }
@@ -102,10 +108,10 @@ struct Idle<C> {
 struct Places<C> {
     /// Its idle connections, in the order in which they were given back.
     own: VecDeque<u32>,
-    /// One that requests share.
-    shared: Option<u32>,
+    /// Those that requests share: as few as have room for all.
+    shared: Vec<u32>,
     /// Requests without a connection, in the order in which they came.
-    waiting: BTreeMap<u64, oneshot::Sender<C>>,
+    waiting: BTreeMap<u64, (AccountId, oneshot::Sender<C>)>,
     /// Connections that are opened for no request.
     spare: u32,
     /// Those in use.
@@ -114,7 +120,8 @@ struct Places<C> {
 
 impl<C> Default for Places<C> {
     fn default() -> Self {
-        Self { own: VecDeque::new(), shared: None, waiting: BTreeMap::new(), spare: 0, lent: 0 }
+        let (own, shared, waiting) = (VecDeque::new(), Vec::new(), BTreeMap::new());
+        Self { own, shared, waiting, spare: 0, lent: 0 }
     }
 }
 
@@ -218,8 +225,10 @@ impl<C: Kept> Drop for Waiting<C> {
             }
             shelf.tidy(&self.host);
         });
-        // One that came at the last moment serves another.
-        if let Ok(connection) = self.receiver.try_recv() {
+        // One that came at the last moment serves another. A shared one has served all that it has room for.
+        if let Ok(connection) = self.receiver.try_recv()
+            && !connection.is_shared()
+        {
             self.pool.give(self.shelf, &self.host, connection, Instant::now());
         }
     }
@@ -228,7 +237,7 @@ impl<C: Kept> Drop for Waiting<C> {
 impl<C> Places<C> {
     fn is_empty(&self) -> bool {
         self.own.is_empty()
-            && self.shared.is_none()
+            && self.shared.is_empty()
             && self.waiting.is_empty()
             && self.spare == 0
             && self.lent == 0
@@ -248,18 +257,14 @@ impl<C: Kept> Pool<C> {
         self: &Arc<Self>,
         shelf: usize,
         host: &Arc<Host>,
+        account: &AccountId,
         now: Instant,
     ) -> Result<C, Waiting<C>> {
         // They are closed when they are dropped, which others need not wait for.
         let mut stale = Vec::new();
         let taken = self.on(shelf, |shelf| {
-            while let Some((connection, since)) = shelf.take(host, now) {
-                if connection.is_open() && now.saturating_duration_since(since) < IDLE_FOR {
-                    return Ok(connection);
-                }
-                stale.push(connection);
-            }
-            Err(shelf.wait(host))
+            let taken = shelf.take(host, account, now, &mut stale);
+            taken.ok_or_else(|| shelf.wait(host, account))
         });
         taken.map_err(|(number, receiver, is_patient)| {
             let (pool, host) = (Arc::clone(self), Arc::clone(host));
@@ -302,7 +307,7 @@ impl<C: Kept> Pool<C> {
         }
         let may = self.on(shelf, |shelf| {
             let places = shelf.hosts.entry(Arc::clone(host)).or_default();
-            let may = places.spare < SPARE_MAX && places.shared.is_none();
+            let may = places.spare < SPARE_MAX && places.shared.is_empty();
             places.spare += u32::from(may);
             shelf.tidy(host);
             may
@@ -347,60 +352,90 @@ impl<C: Kept> Pool<C> {
 }
 
 impl<C: Kept> Shelf<C> {
-    /// The connection that was used last, and when.
-    fn take(&mut self, host: &Arc<Host>, now: Instant) -> Option<(C, Instant)> {
+    /// The first one that is shared and has room, or else the one that was used last. Those that are of no use
+    /// any more come to `stale`.
+    fn take(
+        &mut self,
+        host: &Arc<Host>,
+        account: &AccountId,
+        now: Instant,
+        stale: &mut Vec<C>,
+    ) -> Option<C> {
         let places = self.hosts.get_mut(host)?;
-        if let Some(slot) = places.shared {
-            let idle = self.idle.get_mut(slot);
-            if let Some(connection) = idle.connection.share().filter(C::is_open) {
-                return Some((connection, std::mem::replace(&mut idle.since, now)));
+        let mut taken = None;
+        places.shared.retain(|slot| {
+            if taken.is_some() {
+                return true;
             }
-            places.shared = None;
-            let Idle { connection, since, .. } = self.idle.remove(slot);
-            self.tidy(host);
-            return Some((connection, since));
+            let Idle { since, connection, .. } = self.idle.peek(*slot);
+            if !is_usable(connection, *since, now) {
+                stale.push(self.idle.remove(*slot).connection);
+                return false;
+            }
+            taken = connection.share(Some(account), now);
+            if taken.is_some() {
+                self.idle.get_mut(*slot).since = now;
+            }
+            true
+        });
+        while taken.is_none()
+            && let Some(slot) = places.own.pop_back()
+        {
+            let Idle { since, connection, .. } = self.idle.remove(slot);
+            if is_usable(&connection, since, now) {
+                taken = Some(connection);
+            } else {
+                stale.push(connection);
+            }
         }
-        let slot = places.own.pop_back()?;
-        let Idle { connection, since, .. } = self.idle.remove(slot);
         self.tidy(host);
-        Some((connection, since))
+        taken
     }
 
     /// A place at the end of the line, and whether more connections are in use than requests wait before it.
-    fn wait(&mut self, host: &Arc<Host>) -> (u64, oneshot::Receiver<C>, bool) {
+    fn wait(&mut self, host: &Arc<Host>, account: &AccountId) -> (u64, oneshot::Receiver<C>, bool) {
         let (sender, receiver) = oneshot::channel();
         let number = self.requests;
         self.requests += 1;
         let places = self.hosts.entry(Arc::clone(host)).or_default();
         let is_patient = places.lent > places.waiting.len();
-        places.waiting.insert(number, sender);
+        places.waiting.insert(number, (account.clone(), sender));
         (number, receiver, is_patient)
     }
 
     /// Returns it if it is of no use.
     fn give(&mut self, host: &Arc<Host>, mut connection: C, now: Instant) -> Option<C> {
         let places = self.hosts.entry(Arc::clone(host)).or_default();
-        while let Some((_, waiting)) = places.waiting.pop_first() {
-            let (sent, left) = match connection.share() {
-                Some(shared) => (shared, Some(connection)),
-                None => (connection, None),
-            };
-            match (waiting.send(sent), left) {
-                (Ok(()), None) => return None,
-                (_, Some(left)) | (Err(left), None) => connection = left,
+        if connection.is_shared() {
+            return self.give_shared(host, connection, now);
+        }
+        while let Some((_, (_, waiting))) = places.waiting.pop_first() {
+            match waiting.send(connection) {
+                Ok(()) => return None,
+                Err(left) => connection = left,
             }
         }
-        let is_shared = connection.share().is_some();
-        if is_shared && places.shared.is_some() {
+        let idle = Idle { host: Arc::clone(host), since: now, connection };
+        places.own.push_back(self.idle.insert(idle));
+        None
+    }
+
+    /// As [`Shelf::give`], of one that requests share: of no use is one more beside one that has room.
+    fn give_shared(&mut self, host: &Arc<Host>, connection: C, now: Instant) -> Option<C> {
+        let places = self.hosts.entry(Arc::clone(host)).or_default();
+        while let Some(first) = places.waiting.first_entry()
+            && let Some(shared) = connection.share(Some(&first.get().0), now)
+        {
+            let (_, waiting) = first.remove();
+            // To one that has gone it leaves the room.
+            let _gone = waiting.send(shared);
+        }
+        let has_room = |slot: &u32| self.idle.peek(*slot).connection.share(None, now).is_some();
+        if places.shared.iter().any(has_room) {
             return Some(connection);
         }
         let idle = Idle { host: Arc::clone(host), since: now, connection };
-        let slot = self.idle.insert(idle);
-        if is_shared {
-            places.shared = Some(slot);
-        } else {
-            places.own.push_back(slot);
-        }
+        places.shared.push(self.idle.insert(idle));
         None
     }
 
@@ -410,8 +445,8 @@ impl<C: Kept> Shelf<C> {
         let Idle { host, connection, .. } = self.idle.remove(slot);
         if let Some(places) = self.hosts.get_mut(&host) {
             // Of its host's own ones it is the first: they are in the order of all.
-            if places.shared == Some(slot) {
-                places.shared = None;
+            if let Some(at) = places.shared.iter().position(|shared| *shared == slot) {
+                places.shared.remove(at);
             } else {
                 let first = places.own.pop_front();
                 assert!(first == Some(slot), "the oldest idle connection is its host's oldest");
@@ -438,6 +473,11 @@ impl<C: Kept> Shelf<C> {
             self.hosts.remove(host);
         }
     }
+}
+
+/// Whether it may serve a request that has been idle since then.
+fn is_usable<C: Kept>(connection: &C, since: Instant, now: Instant) -> bool {
+    connection.is_open() && now.saturating_duration_since(since) < IDLE_FOR
 }
 
 #[cfg(test)]

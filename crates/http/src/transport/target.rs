@@ -70,7 +70,7 @@ impl Address {
         let host = host(&url, https).ok_or_else(unreadable)?;
         let hosts = [false, true].map(|http1| {
             let authority = authority.clone();
-            Arc::new(Host { https, http1, authority })
+            Arc::new(Host { https, http1, authority, account: None })
         });
         let path = path(&url).ok_or_else(unreadable)?;
         Ok(Self { url, path, hosts, host })

@@ -2,6 +2,7 @@
 //! polite to misbehave.
 
 mod answers;
+mod apart;
 mod carry;
 mod connections;
 mod dns;

@@ -10,17 +10,34 @@ struct Fake {
     id: u32,
     shared: bool,
     open: Arc<AtomicBool>,
+    /// Requests that it still takes, where it is shared.
+    room: Arc<AtomicUsize>,
 }
 
 impl Fake {
     fn new(id: u32, shared: bool) -> Self {
-        Self { id, shared, open: Arc::new(AtomicBool::new(true)) }
+        Self::with_room(id, shared, usize::MAX)
+    }
+
+    fn with_room(id: u32, shared: bool, room: usize) -> Self {
+        let (open, room) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(room)));
+        Self { id, shared, open, room }
     }
 }
 
 impl Kept for Fake {
-    fn share(&self) -> Option<Self> {
-        self.shared.then(|| self.clone())
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn share(&self, account: Option<&AccountId>, _now: Instant) -> Option<Self> {
+        let room = self.room.load(Relaxed);
+        if !self.shared || room == 0 {
+            return None;
+        }
+        // Whoever only asks whether there is room takes none.
+        self.room.store(room - usize::from(account.is_some()), Relaxed);
+        Some(self.clone())
     }
 
     fn is_open(&self) -> bool {
@@ -30,7 +47,11 @@ impl Kept for Fake {
 
 fn host(n: usize) -> Arc<Host> {
     let authority = format!("host{n}.example");
-    Arc::new(Host { https: true, http1: false, authority })
+    Arc::new(Host { https: true, http1: false, authority, account: None })
+}
+
+fn account() -> AccountId {
+    AccountId::new("a")
 }
 
 fn pool(open: usize, idle: usize) -> Arc<Pool<Fake>> {
@@ -60,9 +81,9 @@ fn pool_closes_the_connection_that_was_idle_longest_for_one_that_is_opened_at_th
     }
     let _fourth = pool.open();
     drop(open);
-    assert_eq!(pool.take(0, &one, now).unwrap().id, 2);
-    assert_eq!(pool.take(0, &one, now).unwrap().id, 1);
-    assert!(pool.take(0, &two, now).is_err(), "it gave way");
+    assert_eq!(pool.take(0, &one, &account(), now).unwrap().id, 2);
+    assert_eq!(pool.take(0, &one, &account(), now).unwrap().id, 1);
+    assert!(pool.take(0, &two, &account(), now).is_err(), "it gave way");
     assert_eq!(pool.open.load(Relaxed), 1);
 }
 
@@ -71,7 +92,7 @@ fn pool_remembers_nothing_of_a_hundred_thousand_hosts_that_are_quiet() {
     let (pool, now) = (pool(50, 20), Instant::now());
     for n in 0..100_000 {
         let (host, open) = (host(n), pool.open());
-        assert!(pool.take(0, &host, now).is_err());
+        assert!(pool.take(0, &host, &account(), now).is_err());
         pool.give(0, &host, Fake::new(0, n % 2 == 0), now);
         drop(open);
         let (hosts, idle) = remembered(&pool);
@@ -95,8 +116,8 @@ fn pool_opens_a_bounded_number_of_connections_for_nobody() {
 #[test]
 fn pool_gives_a_connection_that_came_for_a_request_that_has_gone_to_the_next() {
     let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
-    let first = pool.take(0, &host, now).unwrap_err();
-    let mut second = pool.take(0, &host, now).unwrap_err();
+    let first = pool.take(0, &host, &account(), now).unwrap_err();
+    let mut second = pool.take(0, &host, &account(), now).unwrap_err();
     pool.give(0, &host, Fake::new(7, false), now);
     drop(first);
     assert_eq!(got(&mut second).unwrap().id, 7);
@@ -106,11 +127,11 @@ fn pool_gives_a_connection_that_came_for_a_request_that_has_gone_to_the_next() {
 fn pool_has_as_many_requests_wait_as_connections_are_in_use() {
     let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
     let is_patient = |waiting: &Waiting<Fake>| waiting.is_patient();
-    assert!(!is_patient(&pool.take(0, &host, now).unwrap_err()), "none is in use");
+    assert!(!is_patient(&pool.take(0, &host, &account(), now).unwrap_err()), "none is in use");
     let (one, two) = (pool.lend(0, &host), pool.lend(0, &host));
-    let mut first = pool.take(0, &host, now).unwrap_err();
-    let second = pool.take(0, &host, now).unwrap_err();
-    let third = pool.take(0, &host, now).unwrap_err();
+    let mut first = pool.take(0, &host, &account(), now).unwrap_err();
+    let second = pool.take(0, &host, &account(), now).unwrap_err();
+    let third = pool.take(0, &host, &account(), now).unwrap_err();
     assert_eq!([&first, &second, &third].map(is_patient), [true, true, false]);
     one.give_back(Fake::new(7, false));
     assert_eq!(got(&mut first).unwrap().id, 7);
@@ -125,15 +146,35 @@ fn pool_keeps_shelves_apart_within_bounds_that_they_share() {
     let at = |ms| start + Duration::from_millis(ms);
     pool.give(1, &host, Fake::new(0, false), at(0));
     pool.give(0, &host, Fake::new(1, false), at(1));
-    assert!(pool.take(2, &host, at(1)).is_err());
+    assert!(pool.take(2, &host, &account(), at(1)).is_err());
     pool.give(2, &host, Fake::new(2, false), at(2));
-    assert!(pool.take(1, &host, at(2)).is_err(), "it was idle longest");
+    assert!(pool.take(1, &host, &account(), at(2)).is_err(), "it was idle longest");
     let open: Vec<_> = (0..10).map(|_| pool.open()).collect();
-    assert!(pool.take(0, &host, at(2)).is_err(), "it was idle longest");
-    assert_eq!(pool.take(2, &host, at(2)).unwrap().id, 2);
+    assert!(pool.take(0, &host, &account(), at(2)).is_err(), "it was idle longest");
+    assert_eq!(pool.take(2, &host, &account(), at(2)).unwrap().id, 2);
     assert_eq!(pool.idle.load(Relaxed), 0);
     drop(open);
     assert_eq!(pool.open.load(Relaxed), 0);
+}
+
+#[test]
+fn pool_opens_another_shared_connection_where_none_has_room_and_keeps_no_more_than_that() {
+    let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
+    let take = || pool.take(0, &host, &account(), now);
+    let mut waiting: Vec<_> = (0..3).map(|_| take().unwrap_err()).collect();
+    pool.give(0, &host, Fake::with_room(1, true, 2), now);
+    let ids: Vec<_> = waiting.iter_mut().map(|one| got(one).map(|fake| fake.id)).collect();
+    assert_eq!(ids, [Some(1), Some(1), None], "it is full");
+    pool.give(0, &host, Fake::with_room(2, true, 2), now);
+    assert_eq!(got(&mut waiting[2]).unwrap().id, 2);
+    pool.give(0, &host, Fake::with_room(3, true, 2), now);
+    assert_eq!(remembered(&pool).1, 2, "the second one has room");
+    assert_eq!(take().unwrap().id, 2);
+    let waits = take().unwrap_err();
+    pool.give(0, &host, Fake::with_room(4, true, 0), now);
+    drop((waits, waiting));
+    pool.close_expired(now + IDLE_FOR);
+    assert_eq!(remembered(&pool), (0, 0));
 }
 
 #[derive(Debug, Clone)]
@@ -203,7 +244,7 @@ proptest! {
         let (mut now, mut next) = (Instant::now(), 0);
         for action in actions {
             match action {
-                Action::Take { host } => match (pool.take(0, &hosts[host], now), naive.take(host, now)) {
+                Action::Take { host } => match (pool.take(0, &hosts[host], &account(), now), naive.take(host, now)) {
                     (Ok(fake), id) => {
                         prop_assert_eq!(Some(fake.id), id);
                         held.push((host, fake));

@@ -1,5 +1,7 @@
 //! What the leader prepares and a worker carries.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::*;
 use crate::transport::Carried;
 use walhook_sign::verify;

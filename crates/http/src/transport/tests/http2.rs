@@ -101,10 +101,19 @@ impl RawServer {
 
     /// As [`RawServer::transport`], with such a `memory.limit`.
     pub(super) fn transport_within(&self, memory_limit: usize) -> Transport {
+        self.transport_with(&requests(), memory_limit)
+    }
+
+    /// As [`RawServer::transport`], of which the requests are to time out.
+    pub(super) fn hasty(&self) -> Transport {
+        self.transport_with(&Requests { timeout: SHORT, ..requests() }, MEMORY)
+    }
+
+    fn transport_with(&self, requests: &Requests, memory_limit: usize) -> Transport {
         let tls = tls_config([self.authority.der().clone()]).unwrap();
         let names = super::dns::lookup(&[("localhost", &["127.0.0.1"])]);
-        Transport::with(&requests(), &egress(), memory_limit, bounds(memory_limit), tls, names)
-            .unwrap()
+        let bounds = bounds(memory_limit);
+        Transport::with(requests, &egress(), memory_limit, bounds, tls, names).unwrap()
     }
 
     pub(super) async fn outcome(&self, transport: &Transport) -> Exchange {

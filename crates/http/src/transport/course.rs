@@ -1,0 +1,66 @@
+//! What is known of an attempt while it goes on, for its time may be over at any moment.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use walhook_core::attempt::FailureKind;
+use walhook_core::event::AccountId;
+
+use super::apart::Apart;
+use super::error::failure;
+use super::guard::Known;
+use super::pool::Host;
+use crate::exchange::Failure;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    resends: AtomicU32,
+    wait: Mutex<Option<Wait>>,
+}
+
+/// A request waits on a connection behind another account's.
+#[derive(Debug)]
+pub(super) struct Wait {
+    pub(super) apart: Arc<Apart>,
+    pub(super) host: Arc<Host>,
+    pub(super) account: AccountId,
+    pub(super) before: AccountId,
+    pub(super) known: Arc<Known>,
+    /// Answers that had begun there before.
+    pub(super) answers: u64,
+}
+
+impl Course {
+    /// How often the request was sent again.
+    pub(super) fn resends(&self) -> u32 {
+        self.resends.load(Relaxed)
+    }
+
+    /// It is sent again.
+    pub(super) fn count_resend(&self) {
+        self.resends.fetch_add(1, Relaxed);
+    }
+
+    /// It waits so; none: behind nobody.
+    pub(super) fn set_wait(&self, wait: Option<Wait>) {
+        *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = wait;
+    }
+
+    /// What it means that its time is over. Where nothing was answered on a connection that another account's
+    /// request was on before, nobody knows by whose fault: its account and that one part.
+    pub(super) fn time_is_over(&self, timeout: Duration) -> Failure {
+        let wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(wait) = wait.filter(|wait| wait.known.answers() == wait.answers) else {
+            return failure(FailureKind::Timeout, &format!("no whole answer within {timeout:?}"));
+        };
+        wait.apart.put(&wait.host, &wait.account);
+        wait.apart.suspect(&wait.host, &wait.before);
+        let detail = format!(
+            "no answer within {timeout:?} on a connection that another account's request was on before, and \
+             may hold up; the account has connections of its own there now"
+        );
+        failure(FailureKind::Lost, &detail)
+    }
+}

@@ -43,7 +43,7 @@ use walhook_core::event::AccountId;
 use walhook_process::descriptors;
 use walhook_process::faults::Fault;
 
-/// Addresses are used for so long without asking again: a customer who moves waits no longer.
+/// Addresses are used for so long without asking again: a customer who moves waits no longer for new connections.
 const FRESH: Duration = Duration::from_secs(30);
 
 /// And for so long when asking fails: what was right before an outage mostly is right within it.

@@ -311,7 +311,7 @@ impl Clients {
 
     fn open(&self, address: &Address, host: &Host, account: &AccountId) -> Opening {
         let connector = if host.http1 { &self.http1 } else { &self.any };
-        let open = self.pool.open();
+        let open = self.pool.open(Instant::now());
         let connecting = connector.connect(address.url.clone(), account.clone());
         Box::pin(async move {
             let stream = connecting.await.map_err(SendError::Connect)?;

@@ -57,13 +57,15 @@ pub(super) struct Http1 {
     /// Until it has ended.
     driver: Option<http1::Connection<TokioIo<Answers>, Content>>,
     known: Arc<Known>,
-    _open: Open,
+    open: Open,
 }
 
 #[derive(Debug)]
 pub(super) struct Http2 {
     sender: http2::SendRequest<Content>,
     known: Arc<Known>,
+    /// When it takes its last request.
+    until: Instant,
     /// A request's place among those that share it; the pool's handle has none.
     _stream: Option<StreamPlace>,
 }
@@ -77,7 +79,7 @@ impl Connection {
             let (sender, driver) =
                 http1::Builder::new().max_buf_size(HTTP1_BUFFER).handshake(io).await?;
             let driver = Some(driver);
-            return Ok(Self::Http1(Box::new(Http1 { sender, driver, known, _open: open })));
+            return Ok(Self::Http1(Box::new(Http1 { sender, driver, known, open })));
         }
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -91,7 +93,7 @@ impl Connection {
             .handshake(io)
             .await?;
         // It ends by itself: when the connection does, and when nobody holds a handle any more.
-        let limits = Arc::clone(&known);
+        let (limits, until) = (Arc::clone(&known), open.until());
         TokioExecutor::new().execute(async move {
             let mut driver = pin!(driver);
             let ended = poll_fn(|cx| {
@@ -103,7 +105,7 @@ impl Connection {
             tracing::trace!(?ended, "an HTTP/2 connection ended");
             drop(open);
         });
-        Ok(Self::Http2(Http2 { sender, known, _stream: None }))
+        Ok(Self::Http2(Http2 { sender, known, until, _stream: None }))
     }
 
     pub(super) fn is_http2(&self) -> bool {
@@ -169,18 +171,18 @@ impl Kept for Connection {
     }
 
     fn share(&self, account: Option<&AccountId>, now: Instant) -> Option<Self> {
-        let Self::Http2(Http2 { sender, known, .. }) = self else { return None };
+        let Self::Http2(Http2 { sender, known, until, .. }) = self else { return None };
         if known.users().is_silent_for(account, known.answers(), now) {
             return None;
         }
         let (sender, _stream) = (sender.clone(), Some(known.stream()?));
-        Some(Self::Http2(Http2 { sender, known: Arc::clone(known), _stream }))
+        Some(Self::Http2(Http2 { sender, known: Arc::clone(known), until: *until, _stream }))
     }
 
-    fn is_open(&self) -> bool {
+    fn is_open(&self, now: Instant) -> bool {
         match self {
-            Self::Http1(http1) => http1.driver.is_some(),
-            Self::Http2(http2) => http2.is_open(),
+            Self::Http1(http1) => http1.driver.is_some() && now < http1.open.until(),
+            Self::Http2(http2) => http2.is_open() && now < http2.until,
         }
     }
 }

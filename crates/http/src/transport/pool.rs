@@ -10,7 +10,7 @@
 //! given back within [`PATIENCE`]: as many as a steady rate needs are there soon, and not one for each peak.
 //!
 //! A host has as many connections as it had requests in flight at once, for the one that was used last is
-//! used first, and what is not used for [`IDLE_FOR`] is closed. All hosts together are bounded by
+//! used first, and what is not used for [`IDLE_FOR`], or too old (`pool/open.rs`), is closed. All hosts together are bounded by
 //! [`Bounds`]: where these are reached, the connection that was idle longest gives way.
 //!
 //! Each thread that sends has a shelf of its own, for a connection wakes the thread that opened it. The
@@ -19,10 +19,12 @@
 //! Nothing drives an idle HTTP/1 connection. What its receiver sends meanwhile stays in the kernel, which
 //! holds little of it, and that it was closed is seen before it is used.
 
+mod open;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -31,6 +33,8 @@ use lru_slab::LruSlab;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use walhook_core::event::AccountId;
+
+pub(super) use open::Open;
 
 /// An idle connection is closed after this time: below the 5 s that the least patient common servers
 /// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
@@ -73,7 +77,7 @@ pub(super) trait Kept: Sized + Send + 'static {
     /// and has room for one.
     fn share(&self, account: Option<&AccountId>, now: Instant) -> Option<Self>;
     /// Whether a request may still be sent on it, as far as is known.
-    fn is_open(&self) -> bool;
+    fn is_open(&self, now: Instant) -> bool;
 }
 
 /// Connections to all hosts.
@@ -81,6 +85,8 @@ pub(super) trait Kept: Sized + Send + 'static {
 pub(super) struct Pool<C: Kept> {
     bounds: Bounds,
     open: Arc<AtomicUsize>,
+    /// So far, modulo 2^32.
+    opened: AtomicU32,
     idle: AtomicUsize,
     shelves: Vec<Mutex<Shelf<C>>>,
 }
@@ -122,16 +128,6 @@ impl<C> Default for Places<C> {
     fn default() -> Self {
         let (own, shared, waiting) = (VecDeque::new(), Vec::new(), BTreeMap::new());
         Self { own, shared, waiting, spare: 0, lent: 0 }
-    }
-}
-
-/// One connection among those that are counted.
-#[derive(Debug)]
-pub(super) struct Open(Arc<AtomicUsize>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -249,7 +245,8 @@ impl<C: Kept> Pool<C> {
     pub(super) fn new(bounds: Bounds, shelves: usize) -> Self {
         let shelf = || Shelf { idle: LruSlab::new(), hosts: HashMap::new(), requests: 0 };
         let shelves = (0..shelves).map(|_| Mutex::new(shelf())).collect();
-        Self { bounds, open: Arc::default(), idle: AtomicUsize::new(0), shelves }
+        let (opened, idle) = (AtomicU32::new(0), AtomicUsize::new(0));
+        Self { bounds, open: Arc::default(), opened, idle, shelves }
     }
 
     /// An idle connection to the host, or else a place among the requests that wait for one.
@@ -280,7 +277,7 @@ impl<C: Kept> Pool<C> {
 
     /// Takes a connection that can serve another request: the one that has waited longest gets it.
     pub(super) fn give(&self, shelf: usize, host: &Arc<Host>, connection: C, now: Instant) {
-        if !connection.is_open() {
+        if !connection.is_open(now) {
             return;
         }
         let left_over = self.on(shelf, |shelf| shelf.give(host, connection, now));
@@ -292,12 +289,12 @@ impl<C: Kept> Pool<C> {
 
     /// Counts a connection from when it begins to be opened until what is returned is dropped. Where there
     /// are too many, an idle one is closed for it.
-    pub(super) fn open(&self) -> Open {
+    pub(super) fn open(&self, now: Instant) -> Open {
         let others = self.open.fetch_add(1, Relaxed);
         if others >= self.bounds.open {
             self.evict();
         }
-        Open(Arc::clone(&self.open))
+        Open::new(&self.open, self.opened.fetch_add(1, Relaxed), now)
     }
 
     /// Lets a connection be opened for no request, if there are not too many such.
@@ -477,7 +474,7 @@ impl<C: Kept> Shelf<C> {
 
 /// Whether it may serve a request that has been idle since then.
 fn is_usable<C: Kept>(connection: &C, since: Instant, now: Instant) -> bool {
-    connection.is_open() && now.saturating_duration_since(since) < IDLE_FOR
+    connection.is_open(now) && now.saturating_duration_since(since) < IDLE_FOR
 }
 
 #[cfg(test)]

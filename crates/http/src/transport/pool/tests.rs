@@ -10,6 +10,8 @@ struct Fake {
     id: u32,
     shared: bool,
     open: Arc<AtomicBool>,
+    /// When it takes its last request.
+    until: Option<Instant>,
     /// Requests that it still takes, where it is shared.
     room: Arc<AtomicUsize>,
 }
@@ -21,7 +23,7 @@ impl Fake {
 
     fn with_room(id: u32, shared: bool, room: usize) -> Self {
         let (open, room) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(room)));
-        Self { id, shared, open, room }
+        Self { id, shared, open, until: None, room }
     }
 }
 
@@ -40,8 +42,8 @@ impl Kept for Fake {
         Some(self.clone())
     }
 
-    fn is_open(&self) -> bool {
-        self.open.load(Relaxed)
+    fn is_open(&self, now: Instant) -> bool {
+        self.open.load(Relaxed) && self.until.is_none_or(|until| now < until)
     }
 }
 
@@ -75,11 +77,11 @@ fn got(waiting: &mut Waiting<Fake>) -> Option<Fake> {
 fn pool_closes_the_connection_that_was_idle_longest_for_one_that_is_opened_at_the_bound() {
     let (pool, now) = (pool(3, 9), Instant::now());
     let (one, two) = (host(1), host(2));
-    let open: Vec<_> = (0..3).map(|_| pool.open()).collect();
+    let open: Vec<_> = (0..3).map(|_| pool.open(Instant::now())).collect();
     for (n, host) in [(0, &two), (1, &one), (2, &one)] {
         pool.give(0, host, Fake::new(n, false), now);
     }
-    let _fourth = pool.open();
+    let _fourth = pool.open(Instant::now());
     drop(open);
     assert_eq!(pool.take(0, &one, &account(), now).unwrap().id, 2);
     assert_eq!(pool.take(0, &one, &account(), now).unwrap().id, 1);
@@ -91,7 +93,7 @@ fn pool_closes_the_connection_that_was_idle_longest_for_one_that_is_opened_at_th
 fn pool_remembers_nothing_of_a_hundred_thousand_hosts_that_are_quiet() {
     let (pool, now) = (pool(50, 20), Instant::now());
     for n in 0..100_000 {
-        let (host, open) = (host(n), pool.open());
+        let (host, open) = (host(n), pool.open(Instant::now()));
         assert!(pool.take(0, &host, &account(), now).is_err());
         pool.give(0, &host, Fake::new(0, n % 2 == 0), now);
         drop(open);
@@ -109,7 +111,7 @@ fn pool_opens_a_bounded_number_of_connections_for_nobody() {
     assert_eq!(spare.len(), SPARE_MAX as usize);
     drop(spare);
     assert_eq!(remembered(&pool), (0, 0));
-    let _open: Vec<_> = (0..100).map(|_| pool.open()).collect();
+    let _open: Vec<_> = (0..100).map(|_| pool.open(Instant::now())).collect();
     assert!(pool.spare(0, &host).is_none(), "all descriptors are in use");
 }
 
@@ -149,7 +151,7 @@ fn pool_keeps_shelves_apart_within_bounds_that_they_share() {
     assert!(pool.take(2, &host, &account(), at(1)).is_err());
     pool.give(2, &host, Fake::new(2, false), at(2));
     assert!(pool.take(1, &host, &account(), at(2)).is_err(), "it was idle longest");
-    let open: Vec<_> = (0..10).map(|_| pool.open()).collect();
+    let open: Vec<_> = (0..10).map(|_| pool.open(Instant::now())).collect();
     assert!(pool.take(0, &host, &account(), at(2)).is_err(), "it was idle longest");
     assert_eq!(pool.take(2, &host, &account(), at(2)).unwrap().id, 2);
     assert_eq!(pool.idle.load(Relaxed), 0);
@@ -174,6 +176,22 @@ fn pool_opens_another_shared_connection_where_none_has_room_and_keeps_no_more_th
     pool.give(0, &host, Fake::with_room(4, true, 0), now);
     drop((waits, waiting));
     pool.close_expired(now + IDLE_FOR);
+    assert_eq!(remembered(&pool), (0, 0));
+}
+
+#[test]
+fn pool_gives_no_request_a_connection_that_is_too_old_and_ends_none_of_those_on_it() {
+    let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
+    for shared in [false, true] {
+        let open = pool.open(now);
+        let fake = Fake { until: Some(open.until()), ..Fake::new(1, shared) };
+        let late = open.until() - Duration::from_millis(1);
+        pool.give(0, &host, fake.clone(), late);
+        let in_use = pool.take(0, &host, &account(), late).unwrap();
+        assert!(in_use.open.load(Relaxed));
+        pool.give(0, &host, fake, open.until());
+        assert!(pool.take(0, &host, &account(), open.until()).is_err(), "shared: {shared}");
+    }
     assert_eq!(remembered(&pool), (0, 0));
 }
 
@@ -209,7 +227,7 @@ impl Naive {
             let shared = self.0.iter().position(|idle| of_host(idle) && idle.1.shared);
             let place = shared.or_else(|| self.0.iter().rposition(of_host))?;
             let (_, fake, since) = self.0.remove(place);
-            if fake.is_open() && now < since + IDLE_FOR {
+            if fake.is_open(now) && now < since + IDLE_FOR {
                 let id = fake.id;
                 if fake.shared {
                     self.0.push((host, fake, now));
@@ -221,7 +239,7 @@ impl Naive {
 
     fn give(&mut self, host: usize, fake: Fake, now: Instant, max: usize) {
         let shared = |(of, idle, _): &(usize, Fake, Instant)| *of == host && idle.shared;
-        if fake.is_open() && !(fake.shared && self.0.iter().any(shared)) {
+        if fake.is_open(now) && !(fake.shared && self.0.iter().any(shared)) {
             self.0.push((host, fake, now));
             if self.0.len() > max {
                 self.0.remove(0);
@@ -301,7 +319,7 @@ fn give(
     max: usize,
 ) {
     pool.give(0, &hosts[host], fake.clone(), now);
-    let mut left = fake.is_open().then_some(fake);
+    let mut left = fake.is_open(now).then_some(fake);
     while let Some(at) = line.iter().position(|(of, _)| *of == host) {
         let Some(fake) = left.take() else { return };
         let (_, mut waiting) = line.remove(at);

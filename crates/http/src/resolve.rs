@@ -67,9 +67,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Names that are remembered; beyond, those that are seldom used are forgotten.
 const NAMES_MAX: u64 = 16_384;
 
-/// Addresses of one name that are tried: a name has as many as its owner likes.
-const ADDRESSES_MAX: usize = 8;
-
 /// What leads nowhere.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum ResolveError {
@@ -178,7 +175,7 @@ impl Resolver {
             let first = refused.into_iter().find_map(Result::err);
             return Err(first.unwrap_or(ResolveError::Nothing));
         }
-        Ok(permitted.into_iter().flatten().take(ADDRESSES_MAX).collect())
+        Ok(permitted.into_iter().flatten().collect())
     }
 
     /// The addresses of a name that the operator chose, whatever they are.
@@ -186,7 +183,7 @@ impl Resolver {
         let addresses = self.addresses(name, None).await?;
         match addresses.is_empty() {
             true => Err(ResolveError::Nothing),
-            false => Ok(addresses.iter().copied().take(ADDRESSES_MAX).collect()),
+            false => Ok(addresses.to_vec()),
         }
     }
 

@@ -12,6 +12,7 @@ mod guard;
 mod guarded;
 mod memory;
 mod pool;
+mod spread;
 mod target;
 mod turns;
 mod users;

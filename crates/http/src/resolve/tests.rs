@@ -211,12 +211,10 @@ async fn known_addresses_are_used_while_fresh_and_while_the_name_server_fails() 
 }
 
 #[tokio::test]
-async fn known_addresses_are_judged_each_time_and_a_name_has_only_so_many() {
-    let many: Vec<String> = (0..100).map(|n| format!("1.1.1.{n}")).collect();
-    let server = NameServer::answering(&many.iter().map(String::as_str).collect::<Vec<_>>());
+async fn known_addresses_are_judged_each_time() {
+    let server = NameServer::answering(&["1.1.1.1"]);
     let resolver = server.resolver(PATIENCE);
-    let found = resolver.endpoint("a.example", &account("1")).await.unwrap();
-    assert_eq!(found.len(), ADDRESSES_MAX);
+    resolver.endpoint("a.example", &account("1")).await.unwrap();
 
     let private =
         Known { addresses: Arc::from(["10.0.0.1".parse().unwrap()]), since: Instant::now() };

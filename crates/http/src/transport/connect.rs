@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use url::Host;
 
 use super::guard::{Answers, Metered};
 use super::memory::{AnswerMemory, Charge};
+use super::spread::spread;
 use crate::egress::{Proxy, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
 use crate::resolve::{ResolveError, Resolver};
 use walhook_core::event::AccountId;
@@ -41,6 +43,9 @@ tokio::task_local! {
 
 /// The next address is tried beside the last one after this time. Source: RFC 8305, section 5.
 const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Addresses of one name that are tried for a connection: a name has as many as its owner likes.
+const ADDRESSES_MAX: usize = 8;
 
 /// Addresses that a proxy is asked for, one after the other.
 const TUNNELS_MAX: usize = 3;
@@ -60,6 +65,16 @@ pub(super) enum ConnectError {
     /// It took too long.
     #[error("no connection within delivery.connect_timeout")]
     Timeout,
+    /// Those addresses that were tried take none.
+    #[error("{error}; {tried} of the name's {of} addresses were tried, and the next time others")]
+    OfSome {
+        /// What the last one said.
+        error: Box<ConnectError>,
+        /// So many.
+        tried: usize,
+        /// Of all.
+        of: usize,
+    },
 }
 
 impl ConnectError {
@@ -68,6 +83,7 @@ impl ConnectError {
         match self {
             Self::Dial(error) => Some(error),
             Self::Resolve(ResolveError::Dns(error)) => Some(&**error),
+            Self::OfSome { error, .. } => error.of_system(),
             Self::Resolve(_) | Self::Proxy(_) | Self::Timeout => None,
         }
     }
@@ -114,6 +130,8 @@ pub(super) struct TcpConnector {
     proxy: Option<Arc<Proxy>>,
     patience: Duration,
     memory: Arc<AnswerMemory>,
+    /// Where the next one begins of those addresses that are too many to be tried.
+    turn: Arc<AtomicU32>,
 }
 
 impl Service<Uri> for TcpConnector {
@@ -144,7 +162,7 @@ impl TcpConnector {
         patience: Duration,
         memory: Arc<AnswerMemory>,
     ) -> Self {
-        Self { resolver, proxy: proxy.map(Arc::new), patience, memory }
+        Self { resolver, proxy: proxy.map(Arc::new), patience, memory, turn: Arc::default() }
     }
 
     async fn connect(&self, to: &Uri, account: &AccountId) -> Result<TcpStream, ConnectError> {
@@ -156,29 +174,57 @@ impl TcpConnector {
             Host::Ipv4(address) => vec![self.permitted((*address).into())?],
             Host::Ipv6(address) => vec![self.permitted((*address).into())?],
         };
-        let addresses: Vec<SocketAddr> =
-            addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
-        let connected = match &self.proxy {
-            Some(proxy) => self.tunnel(proxy, &addresses).await,
-            None => dial(&addresses).await.map_err(ConnectError::Dial),
+        let (of, max) =
+            (addresses.len(), if self.proxy.is_some() { TUNNELS_MAX } else { ADDRESSES_MAX });
+        let addresses = self.choose(addresses, max, port);
+        let tried = addresses.len();
+        let connecting = async {
+            match &self.proxy {
+                Some(proxy) => self.tunnel(proxy, &addresses).await,
+                None => dial(&addresses).await.map_err(ConnectError::Dial),
+            }
+        };
+        let connected = if tried == of {
+            connecting.await
+        } else {
+            let connected = timeout(self.patience_to_explain(), connecting).await;
+            connected.unwrap_or(Err(ConnectError::Timeout))
         };
         if let (Err(ConnectError::Dial(_)), Host::Domain(name)) = (&connected, &host) {
             self.resolver.forget(name);
         }
-        connected
+        connected.map_err(|error| match tried == of {
+            true => error,
+            false => ConnectError::OfSome { error: Box::new(error), tried, of },
+        })
+    }
+
+    /// These addresses at the port, or of more than `max` so many: others each time.
+    fn choose(&self, mut addresses: Vec<IpAddr>, max: usize, port: u16) -> Vec<SocketAddr> {
+        if addresses.len() > max {
+            let turn = self.turn.fetch_add(1, Relaxed);
+            let all = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+            addresses.rotate_left(spread(turn, all) as usize);
+            addresses.truncate(max);
+        }
+        addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+    }
+
+    /// Short of the time for the whole connection, so that the reason says what was tried.
+    fn patience_to_explain(&self) -> Duration {
+        self.patience * 9 / 10
     }
 
     fn permitted(&self, address: IpAddr) -> Result<IpAddr, ResolveError> {
         self.resolver.check(address).map(|()| address)
     }
 
-    /// A tunnel to the first of the addresses for which the proxy opens one.
+    /// A tunnel to the first of these few addresses for which the proxy opens one.
     async fn tunnel(&self, proxy: &Proxy, to: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
-        // Short of the time for the whole connection, so that the reason names the proxy.
-        let patience = self.patience * 9 / 10;
+        let patience = self.patience_to_explain();
         let opening = async {
             let mut reason = String::new();
-            for address in to.iter().take(TUNNELS_MAX) {
+            for address in to {
                 match self.open_tunnel(proxy, *address).await {
                     Ok(stream) => return Ok(stream),
                     Err(NoTunnel::Local(error)) => return Err(error),
@@ -203,8 +249,7 @@ impl TcpConnector {
             Host::Ipv4(address) => vec![(*address).into()],
             Host::Ipv6(address) => vec![(*address).into()],
         };
-        let addresses: Vec<SocketAddr> =
-            addresses.into_iter().map(|address| SocketAddr::new(address, proxy.port)).collect();
+        let addresses = self.choose(addresses, ADDRESSES_MAX, proxy.port);
         let mut stream = dial(&addresses).await.map_err(|e| unreachable(ConnectError::Dial(e)))?;
         let broken =
             |error: io::Error| NoTunnel::Proxy(format!("the connection to it broke: {error}"));

@@ -54,6 +54,7 @@ fn connect_kind(error: &ConnectError) -> FailureKind {
             | ResolveError::Crowded,
         ) => FailureKind::Dns,
         ConnectError::Proxy(_) => FailureKind::Proxy,
+        ConnectError::OfSome { error, .. } => connect_kind(error),
         ConnectError::Dial(_) | ConnectError::Timeout => FailureKind::Connect,
     }
 }

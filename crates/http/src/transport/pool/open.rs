@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A connection takes no more requests after this time, and up to [`AGE_SPREAD`] more: a customer who moves waits no
+use super::super::spread::spread;
+
+/// A connection takes no more requests after this time, and up to [`AGE_SPREAD_MS`] more: a customer who moves waits no
 /// longer, and a connection a minute is nothing beside what it carries.
 const AGE_MIN: Duration = Duration::from_secs(45);
 
-/// So that connections which were opened at once do not all end at once.
-const AGE_SPREAD: Duration = Duration::from_secs(30);
+/// In milliseconds: connections that were opened at once do not all end at once.
+const AGE_SPREAD_MS: u32 = 30_000;
 
 /// One connection among those that are counted.
 #[derive(Debug)]
@@ -41,10 +43,8 @@ impl Drop for Open {
     }
 }
 
-/// Evenly spread for numbers that follow each other, however few (by the golden ratio).
 fn age(number: u32) -> Duration {
-    const GOLDEN: u32 = 0x9e37_79b9;
-    AGE_MIN + AGE_SPREAD.mul_f64(f64::from(number.wrapping_mul(GOLDEN)) / f64::from(u32::MAX))
+    AGE_MIN + Duration::from_millis(spread(number, AGE_SPREAD_MS).into())
 }
 
 #[cfg(test)]
@@ -52,15 +52,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_of_connections_that_are_opened_at_once_are_spread() {
-        for first in [0, 77, u32::MAX - 50] {
-            let mut tenths = [0; 10];
-            for n in 0..100 {
-                let after = age(first.wrapping_add(n)).checked_sub(AGE_MIN).unwrap();
-                let tenth = after.as_millis() * 10 / (AGE_SPREAD.as_millis() + 1);
-                tenths[usize::try_from(tenth).unwrap()] += 1;
-            }
-            assert!(tenths.iter().all(|ends| (7..=13).contains(ends)), "{tenths:?}");
-        }
+    fn connection_takes_requests_for_45_to_75_seconds() {
+        let ages = || (0..1_000).map(age);
+        let (shortest, longest) = (ages().min().unwrap(), ages().max().unwrap());
+        assert_eq!((shortest.as_secs(), longest.as_secs()), (45, 74));
     }
 }

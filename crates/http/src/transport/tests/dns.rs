@@ -119,6 +119,30 @@ async fn address_that_is_silent_does_not_keep_the_next_one_from_being_tried() {
 }
 
 #[tokio::test]
+async fn name_is_reached_at_whichever_of_its_many_addresses_takes_connections() {
+    let server = Server::start([Read, ok()]).await;
+    let port = server.addr.port();
+    // Nobody listens at all others.
+    let dead: Vec<String> = (1..=39).map(|n| format!("127.0.9.{n}")).collect();
+    let mut many: Vec<&str> = dead.iter().map(String::as_str).collect();
+    many.insert(20, "127.0.0.1");
+    let names = [("many.example", &many[..]), ("dead.example", &many[..9])];
+    let transport = naming(&names, &egress());
+    let url = format!("http://many.example:{port}/");
+    let mut failed = 0;
+    while let Err(failure) = send(&transport, &url).await {
+        let tried = "; 8 of the name's 40 addresses were tried, and the next time others";
+        assert!(failure.detail.ends_with(tried), "{failure:?}");
+        assert_eq!(failure.kind, FailureKind::Connect);
+        failed += 1;
+        assert!(failed < 20, "it is not reached");
+    }
+    let url = format!("http://dead.example:{port}/");
+    let detail = refusal(&transport, &url, FailureKind::Connect).await;
+    assert!(detail.contains("; 8 of the name's 9 addresses were tried"), "{detail}");
+}
+
+#[tokio::test]
 async fn look_up_that_is_silent_is_a_dns_failure_within_the_time_for_connecting() {
     let silent: Arc<Lookup> = Arc::new(|_| Box::pin(std::future::pending()));
     let requests = Requests { connect_timeout: SHORT, ..requests() };

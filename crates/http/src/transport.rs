@@ -2,6 +2,7 @@
 
 mod apart;
 mod carry;
+mod certificate;
 mod clients;
 mod connect;
 mod connection;

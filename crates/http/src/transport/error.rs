@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use super::certificate;
 use super::clients::SendError;
 use super::connect::ConnectError;
 use crate::exchange::Failure;
@@ -23,14 +24,16 @@ pub(super) fn classify(error: &SendError) -> Failure {
     let (mut detail, mut speaks_tls) = (Vec::new(), true);
     let mut cause = error.source();
     while let Some(error) = cause {
+        let mut text = None;
         if let Some(connect) = error.downcast_ref::<ConnectError>() {
             kind = connect_kind(connect);
         } else if let Some(tls) = tls_error(error) {
             kind = FailureKind::Tls;
             let invalid = rustls::InvalidMessage::InvalidContentType;
             speaks_tls = *tls != rustls::Error::InvalidMessage(invalid);
+            text = Some(certificate::explain(tls));
         }
-        detail.push(error.to_string());
+        detail.push(text.unwrap_or_else(|| error.to_string()));
         cause = error.source();
     }
     detail.dedup();

@@ -112,15 +112,47 @@ async fn case_30_certificate_that_proves_nothing_is_a_tls_failure() {
     let mut expired = params("localhost");
     expired.not_before = date_time_ymd(2020, 1, 1);
     expired.not_after = date_time_ymd(2021, 1, 1);
+    let mut early = params("localhost");
+    early.not_before = date_time_ymd(2999, 1, 1);
+    early.not_after = date_time_ymd(3000, 1, 1);
+    let mut its_own = params("localhost");
+    its_own.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let many = (0..9).map(|n| format!("{n}.example")).collect::<Vec<_>>();
+    let many = CertificateParams::new(many).unwrap();
     let trusting = trusting(&authority);
+    let untrusted = "the certificate is not signed by an authority that this system trusts; let ";
     for (transport, server, expected) in [
-        (&transport(), serve(None, params("localhost"), &[]).await, "UnknownIssuer"),
-        (&transport(), serve(Some(&authority), params("localhost"), &[]).await, "UnknownIssuer"),
-        (&trusting, serve(Some(&authority), expired, &[]).await, "expired"),
-        (&trusting, serve(Some(&authority), params("other.example"), &[]).await, "not valid for"),
+        (&transport(), serve(None, params("localhost"), &[]).await, untrusted),
+        (&transport(), serve(Some(&authority), params("localhost"), &[]).await, untrusted),
+        (
+            &trusting,
+            serve(Some(&authority), expired, &[]).await,
+            "the certificate has expired at 2021-01-01T00:00:00Z; the receiver must renew it",
+        ),
+        (
+            &trusting,
+            serve(Some(&authority), early, &[]).await,
+            "the certificate is valid from 2999-01-01T00:00:00Z only; is the clock right here?",
+        ),
+        (
+            &trusting,
+            serve(Some(&authority), params("other.example"), &[]).await,
+            "the certificate is not valid for localhost but for other.example; use ",
+        ),
+        (
+            &trusting,
+            serve(Some(&authority), many, &[]).await,
+            " but for 0.example, 1.example, 2.example, 3.example, 4.example and others; use ",
+        ),
+        (
+            &transport(),
+            serve(None, its_own, &[]).await,
+            "the certificate is that of an authority, as one that signs itself mostly is, and ",
+        ),
     ] {
         let detail = refusal(transport, &server.url, FailureKind::Tls).await;
         assert!(detail.contains(expected), "{detail}");
+        assert!(!detail.contains("invalid peer certificate"), "{detail}");
     }
 }
 

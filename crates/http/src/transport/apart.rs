@@ -54,9 +54,7 @@ impl Apart {
 
     /// The account has its own connections from now on.
     pub(super) fn put(&self, host: &Arc<Host>, account: &AccountId) {
-        let (https, http1, authority) = (host.https, host.http1, host.authority.clone());
-        let own = Arc::new(Host { https, http1, authority, account: Some(account.clone()) });
-        self.apart.insert(key(host, account), own);
+        self.apart.insert(key(host, account), own(host, account));
         self.any.store(true, Relaxed);
         tracing::debug!(authority = %host.authority, %account, "its connections are kept apart");
     }
@@ -70,6 +68,12 @@ impl Apart {
             self.suspected.insert(key, ());
         }
     }
+}
+
+/// The host as it is for the account alone.
+pub(super) fn own(host: &Arc<Host>, account: &AccountId) -> Arc<Host> {
+    let (https, http1, authority) = (host.https, host.http1, host.authority.clone());
+    Arc::new(Host { https, http1, authority, account: Some(account.clone()) })
 }
 
 fn key(host: &Arc<Host>, account: &AccountId) -> Key {

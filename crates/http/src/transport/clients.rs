@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep};
 use walhook_core::attempt::FailureKind;
 use walhook_core::event::AccountId;
 
-use super::apart::Apart;
+use super::apart::{self, Apart};
 use super::connect::{BoxError, Connector, TcpConnector};
 use super::connection::Connection;
 use super::content::Content;
@@ -206,28 +206,26 @@ impl Clients {
         course: &Course,
     ) -> Result<Answered, SendError> {
         let shelf = place();
-        let of_account = self.apart.host(host, account);
+        let mut of_account = self.apart.host(host, account);
+        if self.pool.is_held_up(shelf, &of_account, account, Instant::now()) {
+            of_account = apart::own(host, account);
+        }
         let mut connection = if fresh {
             self.open(address, host, account).await?
         } else {
             self.connection(shelf, address, &of_account, account).await?
         };
-        let lent = (!fresh).then(|| self.pool.lend(shelf, &of_account));
         let request = make(connection.is_http2()).ok_or(SendError::HeldBack)?;
         let known = Arc::clone(connection.known());
-        let answers = known.answers();
-        let (_using, before) = known.users().begin(account, answers, Instant::now());
-        course.set_wait(before.map(|before| {
+        let (answers, since) = (known.answers(), Instant::now());
+        let (_using, before) = known.users().begin(account, answers, since);
+        let wait = before.map(|before| {
             let (apart, host) = (Arc::clone(&self.apart), Arc::clone(host));
-            Wait {
-                apart,
-                host,
-                account: account.clone(),
-                before,
-                known: Arc::clone(&known),
-                answers,
-            }
-        }));
+            let (account, known) = (account.clone(), Arc::clone(&known));
+            Arc::new(Wait { apart, host, account, before, known, answers, since })
+        });
+        course.set_wait(wait.clone());
+        let lent = (!fresh).then(|| self.pool.lend(shelf, &of_account, wait));
         match connection.send(request).await {
             Ok(answer) => {
                 let (head, body) = answer.into_parts();

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use walhook_core::attempt::FailureKind;
 use walhook_core::event::AccountId;
 
@@ -11,13 +12,14 @@ use super::apart::Apart;
 use super::error::failure;
 use super::guard::Known;
 use super::pool::Host;
+use super::users::SILENT_FOR;
 use crate::exchange::Failure;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Course {
     resends: AtomicU32,
-    wait: Mutex<Option<Wait>>,
+    wait: Mutex<Option<Arc<Wait>>>,
 }
 
 /// A request waits on a connection behind another account's.
@@ -30,6 +32,21 @@ pub(super) struct Wait {
     pub(super) known: Arc<Known>,
     /// Answers that had begun there before.
     pub(super) answers: u64,
+    pub(super) since: Instant,
+}
+
+impl Wait {
+    /// Whether nothing was answered there since.
+    fn is_silent(&self) -> bool {
+        self.known.answers() == self.answers
+    }
+
+    /// Whether it is the account's, and so long that its next requests are better kept from the connections of others.
+    pub(super) fn is_long(&self, account: &AccountId, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= SILENT_FOR
+            && self.account == *account
+            && self.is_silent()
+    }
 }
 
 impl Course {
@@ -44,7 +61,7 @@ impl Course {
     }
 
     /// It waits so; none: behind nobody.
-    pub(super) fn set_wait(&self, wait: Option<Wait>) {
+    pub(super) fn set_wait(&self, wait: Option<Arc<Wait>>) {
         *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = wait;
     }
 
@@ -52,7 +69,7 @@ impl Course {
     /// request was on before, nobody knows by whose fault: its account and that one part.
     pub(super) fn time_is_over(&self, timeout: Duration) -> Failure {
         let wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(wait) = wait.filter(|wait| wait.known.answers() == wait.answers) else {
+        let Some(wait) = wait.filter(|wait| wait.is_silent()) else {
             return failure(FailureKind::Timeout, &format!("no whole answer within {timeout:?}"));
         };
         wait.apart.put(&wait.host, &wait.account);

@@ -19,14 +19,12 @@
 //! Nothing drives an idle HTTP/1 connection. What its receiver sends meanwhile stays in the kernel, which
 //! holds little of it, and that it was closed is seen before it is used.
 
+mod handles;
 mod open;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use lru_slab::LruSlab;
@@ -34,6 +32,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use walhook_core::event::AccountId;
 
+use super::course::Wait;
+pub(super) use handles::{Lent, Spare, Waiting};
 pub(super) use open::Open;
 
 /// An idle connection is closed after this time: below the 5 s that the least patient common servers
@@ -122,111 +122,14 @@ struct Places<C> {
     spare: u32,
     /// Those in use.
     lent: usize,
+    /// Of the requests on them, those that wait behind another account's, or did until they were answered.
+    behind: Vec<Arc<Wait>>,
 }
 
 impl<C> Default for Places<C> {
     fn default() -> Self {
         let (own, shared, waiting) = (VecDeque::new(), Vec::new(), BTreeMap::new());
-        Self { own, shared, waiting, spare: 0, lent: 0 }
-    }
-}
-
-/// A connection that a request has, for as long as this is there.
-#[derive(Debug)]
-pub(super) struct Lent<C: Kept> {
-    pool: Arc<Pool<C>>,
-    shelf: usize,
-    host: Arc<Host>,
-}
-
-impl<C: Kept> Lent<C> {
-    /// The connection can serve another request.
-    pub(super) fn give_back(self, connection: C) {
-        self.pool.give(self.shelf, &self.host, connection, Instant::now());
-    }
-}
-
-impl<C: Kept> Drop for Lent<C> {
-    fn drop(&mut self) {
-        self.pool.on(self.shelf, |shelf| {
-            if let Some(places) = shelf.hosts.get_mut(&self.host) {
-                places.lent = places.lent.saturating_sub(1);
-            }
-            shelf.tidy(&self.host);
-        });
-    }
-}
-
-/// A connection that is opened for no request.
-#[derive(Debug)]
-pub(super) struct Spare<C: Kept> {
-    pool: Arc<Pool<C>>,
-    shelf: usize,
-    host: Arc<Host>,
-}
-
-impl<C: Kept> Spare<C> {
-    /// Keeps it for the next request.
-    pub(super) fn keep(self, connection: C) {
-        self.pool.give(self.shelf, &self.host, connection, Instant::now());
-    }
-}
-
-impl<C: Kept> Drop for Spare<C> {
-    fn drop(&mut self) {
-        self.pool.on(self.shelf, |shelf| {
-            if let Some(places) = shelf.hosts.get_mut(&self.host) {
-                places.spare = places.spare.saturating_sub(1);
-            }
-            shelf.tidy(&self.host);
-        });
-    }
-}
-
-/// A request's place in the line: resolves to a connection, if one is given back.
-#[derive(Debug)]
-pub(super) struct Waiting<C: Kept> {
-    pool: Arc<Pool<C>>,
-    shelf: usize,
-    host: Arc<Host>,
-    number: u64,
-    receiver: oneshot::Receiver<C>,
-    is_patient: bool,
-}
-
-impl<C: Kept> Waiting<C> {
-    /// Whether one that is in use may well be given back soon.
-    pub(super) fn is_patient(&self) -> bool {
-        self.is_patient
-    }
-}
-
-impl<C: Kept> Future for Waiting<C> {
-    type Output = C;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C> {
-        match Pin::new(&mut self.receiver).poll(cx) {
-            Poll::Ready(Ok(connection)) => Poll::Ready(connection),
-            // The sender is dropped after it has sent, and by our own drop.
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl<C: Kept> Drop for Waiting<C> {
-    fn drop(&mut self) {
-        self.pool.on(self.shelf, |shelf| {
-            if let Some(places) = shelf.hosts.get_mut(&self.host) {
-                places.waiting.remove(&self.number);
-            }
-            shelf.tidy(&self.host);
-        });
-        // One that came at the last moment serves another. A shared one has served all that it has room for.
-        if let Ok(connection) = self.receiver.try_recv()
-            && !connection.is_shared()
-        {
-            self.pool.give(self.shelf, &self.host, connection, Instant::now());
-        }
+        Self { own, shared, waiting, spare: 0, lent: 0, behind: Vec::new() }
     }
 }
 
@@ -269,10 +172,34 @@ impl<C: Kept> Pool<C> {
         })
     }
 
-    /// A connection to the host is in use until what is returned is dropped.
-    pub(super) fn lend(self: &Arc<Self>, shelf: usize, host: &Arc<Host>) -> Lent<C> {
-        self.on(shelf, |shelf| shelf.hosts.entry(Arc::clone(host)).or_default().lent += 1);
-        Lent { pool: Arc::clone(self), shelf, host: Arc::clone(host) }
+    /// A connection to the host is in use until what is returned is dropped, by a request that waits so.
+    pub(super) fn lend(
+        self: &Arc<Self>,
+        shelf: usize,
+        host: &Arc<Host>,
+        wait: Option<Arc<Wait>>,
+    ) -> Lent<C> {
+        self.on(shelf, |shelf| {
+            let places = shelf.hosts.entry(Arc::clone(host)).or_default();
+            places.lent += 1;
+            places.behind.extend(wait.clone());
+        });
+        Lent { pool: Arc::clone(self), shelf, host: Arc::clone(host), wait }
+    }
+
+    /// Whether a request of the account has waited there for long behind another account's, with nothing answered: the
+    /// next one might wait too.
+    pub(super) fn is_held_up(
+        &self,
+        shelf: usize,
+        host: &Arc<Host>,
+        account: &AccountId,
+        now: Instant,
+    ) -> bool {
+        self.on(shelf, |shelf| {
+            let places = shelf.hosts.get(host);
+            places.is_some_and(|places| places.behind.iter().any(|wait| wait.is_long(account, now)))
+        })
     }
 
     /// Takes a connection that can serve another request: the one that has waited longest gets it.

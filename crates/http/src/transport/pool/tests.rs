@@ -1,5 +1,6 @@
+use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
 
@@ -130,7 +131,7 @@ fn pool_has_as_many_requests_wait_as_connections_are_in_use() {
     let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
     let is_patient = |waiting: &Waiting<Fake>| waiting.is_patient();
     assert!(!is_patient(&pool.take(0, &host, &account(), now).unwrap_err()), "none is in use");
-    let (one, two) = (pool.lend(0, &host), pool.lend(0, &host));
+    let (one, two) = (pool.lend(0, &host, None), pool.lend(0, &host, None));
     let mut first = pool.take(0, &host, &account(), now).unwrap_err();
     let second = pool.take(0, &host, &account(), now).unwrap_err();
     let third = pool.take(0, &host, &account(), now).unwrap_err();

@@ -41,6 +41,23 @@ async fn request_without_an_answer_on_a_connection_of_another_account_is_no_fail
 }
 
 #[tokio::test]
+async fn account_whose_request_waits_behind_another_accounts_uses_none_of_their_connections() {
+    let server = Server::start([Read, ok(), Read]).await;
+    let (transport, url) = (transport(), server.url());
+    assert_eq!(sent(&transport, &url, "bad").await, None);
+    let mut waits = JoinSet::new();
+    let of_good = (transport.clone(), url.clone());
+    waits.spawn(async move { sent(&of_good.0, &of_good.1, "good").await });
+    while server.received().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(SILENT_FOR).await;
+    assert_eq!(sent(&transport, &url, "bad").await, None, "on a second connection");
+    assert_eq!(sent(&transport, &url, "good").await, None, "on a third");
+    assert_eq!(server.received().last().map(|received| received.connection), Some(2));
+}
+
+#[tokio::test]
 async fn request_without_an_answer_on_a_connection_of_its_account_is_its_failure() {
     let server = Server::start([Read, ok(), Read]).await;
     let (transport, url) = (hasty(), server.url());
@@ -147,4 +164,24 @@ async fn http2_connection_with_as_many_requests_as_its_receiver_takes_is_not_sha
     }
     assert_eq!(sent(&transport, url, "1").await, None);
     assert_eq!(server.connections.load(Relaxed), 2);
+}
+
+#[tokio::test]
+async fn http2_connection_is_one_for_all_accounts_while_they_are_answered() {
+    // It has read the request's body: the next ones may come.
+    let read = |_, _, stream| {
+        Say::Frames([frame(8, 0, 0, &4_096_u32.to_be_bytes()), ok_200(stream)].concat())
+    };
+    let server = RawServer::start(read).await;
+    let (transport, url) = (server.transport(), server.url.clone());
+    assert_eq!(sent(&transport, &url, "first").await, None);
+    for _round in 0..20 {
+        let mut at_once = JoinSet::new();
+        for account in 0..64 {
+            let (transport, url) = (transport.clone(), url.clone());
+            at_once.spawn(async move { sent(&transport, &url, &account.to_string()).await });
+        }
+        assert!(at_once.join_all().await.iter().all(Option::is_none));
+    }
+    assert_eq!(server.connections.load(Relaxed), 1);
 }

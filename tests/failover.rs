@@ -1,11 +1,13 @@
 //! The primary is lost and a standby is promoted. Slots that follow a promotion came with PostgreSQL 17;
-//! on older servers these tests have nothing to show, and say so.
+//! on older servers the tests of those have nothing to show, and say so.
 
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
+use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::Connection;
 use walhook_testkit::cluster::{Cluster, StopMode};
 
 use crate::support::{PATIENCE, RULES, SCHEMA, World, taken, text};
@@ -32,7 +34,7 @@ async fn replicated() -> Result<Option<(World, Cluster)>> {
     }
     world.sql.batch_execute(SCHEMA).await?;
     world.value("SELECT pg_create_physical_replication_slot('standby', true)").await?;
-    let standby = standby(&world).await?;
+    let standby = standby(&world, &SYNCHRONISES).await?;
     for (name, value) in server {
         world.sql.batch_execute(&format!("ALTER SYSTEM SET {name} = '{value}'")).await?;
     }
@@ -44,19 +46,26 @@ async fn replicated() -> Result<Option<(World, Cluster)>> {
     Ok(Some((world, standby)))
 }
 
-/// A running standby, made of a backup.
-async fn standby(world: &World) -> Result<Cluster> {
-    world.value("SELECT pg_backup_start('standby', true)").await?;
+/// What a standby needs to have our slot too.
+const SYNCHRONISES: [(&str, &str); 3] = [
+    ("primary_slot_name", "standby"),
+    ("hot_standby_feedback", "on"),
+    ("sync_replication_slots", "on"),
+];
+
+/// A running standby with these settings, made of a backup.
+async fn standby(world: &World, settings: &[(&str, &str)]) -> Result<Cluster> {
+    let version: i32 = world.value("SHOW server_version_num").await?.parse()?;
+    let (start, stop) = match version {
+        ..150_000 => ("pg_start_backup('standby', true, false)", "pg_stop_backup(false)"),
+        150_000.. => ("pg_backup_start('standby', true)", "pg_backup_stop(false)"),
+    };
+    world.value(&format!("SELECT {start}")).await?;
     let primary =
         format!("host=127.0.0.1 port={} user=postgres dbname=postgres", world.cluster.port());
-    let settings = [
-        ("primary_conninfo", primary.as_str()),
-        ("primary_slot_name", "standby"),
-        ("hot_standby_feedback", "on"),
-        ("sync_replication_slots", "on"),
-    ];
+    let settings = [&[("primary_conninfo", primary.as_str())], settings].concat();
     let mut standby = world.cluster.copy(&std::env::temp_dir(), &settings)?;
-    let label = world.value("SELECT labelfile FROM pg_backup_stop(false)").await?;
+    let label = world.value(&format!("SELECT labelfile FROM {stop}")).await?;
     write_as_server(&standby, "backup_label", &label)?;
     write_as_server(&standby, "standby.signal", "")?;
     standby.start_again().await?;
@@ -81,8 +90,7 @@ async fn promote(world: &mut World, standby: Cluster) -> Result<()> {
 
 /// Waits until the standby's copy of our slot would outlive a promotion.
 async fn until_synchronised(world: &World, standby: &Cluster) -> Result<()> {
-    let url = walhook_core::endpoint::Secret::new(standby.url("postgres"));
-    let session = walhook_postgres::sql::Connection::open(&url, "test").await?;
+    let session = Connection::open(&Secret::new(standby.url("postgres")), "test").await?;
     let synced = "SELECT EXISTS (SELECT FROM pg_replication_slots
                   WHERE slot_name = 'walhook' AND synced AND NOT temporary)";
     for n in 0..600 {
@@ -159,6 +167,76 @@ async fn promotion_of_a_standby_that_lacks_what_was_delivered_halts_and_can_be_a
     world.subscribe(11, 1).await.unwrap();
     world.delivered(11).await.with_context(|| running.log()).unwrap();
     assert!(running.terminate().await.unwrap().success());
+}
+
+/// The URL takes any of two hosts, and the first one restarts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_that_answers_for_the_primary_is_told_and_waited_out() -> Result<()> {
+    let mut world = World::new().await?;
+    let standby = standby(&world, &[]).await?;
+    let (one, two) = (world.cluster.port(), standby.port());
+    let host = |port: u16| format!("127.0.0.1:{port}");
+    let both = format!("{},{}/postgres", host(one), host(two));
+    world.edit_config(&format!("{}/postgres", host(one)), &both)?;
+    // What halts for another host than that of the set-up is another matter.
+    world.sql.batch_execute("UPDATE walhook.meta SET host = '127.0.0.1,127.0.0.1'").await?;
+    world.hook(1, 1, "").await?;
+    let checked = text(&world.walhook(&["check"]).await?.stdout);
+    let warned = "source.url names several hosts, and takes a standby for the primary";
+    ensure!(checked.contains(warned), "{checked}");
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    let caught_up = world.value("SELECT pg_current_wal_lsn()").await?;
+    let replayed = Connection::open(&Secret::new(standby.url("postgres")), "test").await?;
+    let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{caught_up}'");
+    let deadline = Instant::now() + PATIENCE;
+    while !replayed.query_one(&sql, &[]).await?.get::<_, bool>(0) {
+        ensure!(Instant::now() < deadline, "{}", standby.log_tail());
+        sleep(Duration::from_millis(50)).await;
+    }
+
+    let (says, fix) = ("this server is a standby", "let the URL lead to the primary");
+    world.cluster.stop(StopMode::Fast).await?;
+    let (deadline, line) = (Instant::now() + PATIENCE, format!("{says}; fix: {fix}"));
+    while !world.until_ready(false).await?.contains(&line) {
+        ensure!(Instant::now() < deadline, "{}", running.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let status = world.walhook(&["status"]).await?;
+    let shown = text(&status.stdout);
+    ensure!(status.status.code() != Some(3) && !shown.contains("SLOT PROBLEM"), "{shown}");
+    ensure!(
+        shown.contains(&format!("slot          unknown, it could not be read: {says}; {fix}")),
+        "{shown}"
+    );
+    for command in [
+        &["checkpoint", "show"][..],
+        &["recover", "--accept-gap", "--yes"],
+        &["recover", "--adopt-cluster", "--yes"],
+        &["setup"],
+    ] {
+        let output = world.walhook(command).await?;
+        let told = text(&output.stderr);
+        ensure!(output.status.code() == Some(1), "{command:?}: {}: {told}", output.status);
+        ensure!(told.contains(&format!("{says}; {fix}")), "{command:?}: {told}");
+    }
+    world.cluster.start_again().await?;
+    world.reconnect().await?;
+    world.subscribe(2, 1).await?;
+    world.delivered(2).await.with_context(|| running.log())?;
+    ensure!(running.terminate().await?.success());
+
+    // An instance that starts while it answers.
+    world.cluster.stop(StopMode::Fast).await?;
+    let running = world.spawn()?;
+    running.until_logged(says).await?;
+    world.cluster.start_again().await?;
+    world.reconnect().await?;
+    world.subscribe(3, 1).await?;
+    world.delivered(3).await.with_context(|| running.log())?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
 }
 
 /// The connection stands and the server answers on it, but sends nothing. Our role may see no statistics of others.

@@ -215,7 +215,7 @@ fn failing(troubles: &[TroubleView]) -> Lines {
 
 fn slot_text(status: &StatusView) -> String {
     if let Some(error) = &status.source_error {
-        return format!("unknown, the source did not answer: {error}");
+        return format!("unknown, it could not be read: {error}");
     }
     let Some(slot) = &status.slot else { return "does not exist".to_owned() };
     let safe = slot.safe_bytes.map_or_else(
@@ -348,7 +348,7 @@ mod tests {
         for part in [
             "MODE          log: nothing is sent",
             "leader        unknown (last: never taken)",
-            "slot          unknown, the source did not answer: ",
+            "slot          unknown, it could not be read: ",
             "invalid       unknown: ",
             "gaps          none",
             "dead letters  none",

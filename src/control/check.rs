@@ -188,6 +188,7 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     notify::check(config, report).await;
     #[cfg(feature = "workers")]
     workers::check(config, report).await;
+    connection::hosts(config, report);
     let Some(source) = connection::open(config, report).await else { return Ok(()) };
     if !connection::pools(config, report).await? {
         return Ok(());

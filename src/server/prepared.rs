@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use walhook_core::lsn::Lsn;
 use walhook_postgres::anchor;
+use walhook_postgres::error::SourceError;
 use walhook_postgres::slot::Slot;
 use walhook_state::{StateError, StateStore};
 
@@ -17,7 +18,7 @@ pub(crate) enum PreparedError {
     State(#[from] StateError),
     /// The source.
     #[error(transparent)]
-    Source(#[from] tokio_postgres::Error),
+    Source(#[from] SourceError),
 }
 
 /// The checkpoint: the stored one, or the position behind it up to which `walhook upgrade prepare` has

@@ -20,6 +20,7 @@ use super::error::TaskError;
 use crate::config::Config;
 pub(crate) use limits::{Finding, Need, Verdict, findings};
 use shared::{Shared, Turn};
+use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
 use walhook_state::{SessionSettings, StateError, StateStore};
 
@@ -180,6 +181,7 @@ impl Sessions {
     /// A session with the source for the caller alone.
     pub(super) async fn own_source(&self, purpose: Purpose) -> Result<Connection, TaskError> {
         let client = Connection::open(&self.config.source.url, purpose.name).await?;
+        source::refuse_standby(&client).await?;
         let limits = settings(purpose).sql();
         if !limits.is_empty() {
             client.batch_execute(&limits).await?;

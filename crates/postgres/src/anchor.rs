@@ -7,6 +7,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::error::SourceError;
 use super::slot::{self, Slot};
 use walhook_core::lsn::Lsn;
 
@@ -19,8 +20,8 @@ pub fn name(slot: &str) -> String {
 /// Reads the anchor; `None` when there is none.
 ///
 /// # Errors
-/// The server's.
-pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_postgres::Error> {
+/// As [`slot::read`].
+pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, SourceError> {
     slot::read(client, &name(slot)).await
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::num::ParseIntError;
 
-use super::fix::{Failure, FixedBy, Line, NOT_POSTGRESQL};
+use super::fix::{Failure, FixedBy, Line, NOT_POSTGRESQL, STANDBY};
 use walhook_core::catalog::{TableName, TableNameError};
 use walhook_core::lsn::ParseLsnError;
 
@@ -29,6 +29,9 @@ pub enum SourceError {
         /// What the server or the protocol says.
         source: tokio_postgres::Error,
     },
+    /// The server is in recovery. What is asked of it, it has only as far as it follows, and no slot of ours is on it.
+    #[error("this server is a standby; {STANDBY}")]
+    Standby,
     /// The configuration's name of a table cannot be read.
     #[error(transparent)]
     TableName(#[from] TableNameError),
@@ -53,6 +56,8 @@ impl Failure for SourceError {
             Self::Sql(error)
             | Self::While { source: error, .. }
             | Self::NotAdded { source: error, .. } => error.fixed_by(),
+            // A name is moved, a failover ends.
+            Self::Standby => FixedBy::Waiting,
             Self::TableName(_) | Self::Number(_) | Self::Position(_) => FixedBy::Person,
         }
     }
@@ -62,6 +67,7 @@ impl Failure for SourceError {
             Self::Sql(error)
             | Self::While { source: error, .. }
             | Self::NotAdded { source: error, .. } => error.fix(),
+            Self::Standby => STANDBY.into(),
             Self::TableName(_) => {
                 "correct the table's name in the configuration, such as public.webhooks".into()
             }
@@ -76,6 +82,8 @@ impl Failure for SourceError {
                 line.push(&self.to_string());
                 source.say(line);
             }
+            // The fix stands behind the line.
+            Self::Standby => line.push("this server is a standby"),
             Self::TableName(_) | Self::Number(_) | Self::Position(_) => line.push_error(self),
         }
     }

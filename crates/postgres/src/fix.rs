@@ -30,6 +30,10 @@ pub(crate) const PASSWORD_MISSING: &str =
 pub(crate) const WRONG_HOST: &str =
     "let the URL name a host of the kind that its target_session_attrs asks for, or promote one";
 
+/// What to do where a standby answers.
+pub(crate) const STANDBY: &str =
+    "let the URL lead to the primary (target_session_attrs=read-write)";
+
 /// What to do where the server takes no further replication connection.
 pub(crate) const NO_SENDER: &str = "raise max_wal_senders and start the server again, or end a replication connection \
      that is not needed; `walhook check` says how many are left";
@@ -351,7 +355,9 @@ mod tests {
         ] {
             assert!(is_imperative(fix_of_sqlstate(code)), "{code}: {}", fix_of_sqlstate(code));
         }
-        for fix in [UNREACHABLE, NO_SENDER, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST] {
+        for fix in
+            [UNREACHABLE, NO_SENDER, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST, STANDBY]
+        {
             assert!(is_imperative(fix), "{fix}");
         }
         for fault in Fault::ALL {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
+use crate::error::SourceError;
 use crate::op::EQ;
 use walhook_core::halt::{Lost, SlotState};
 use walhook_core::lsn::Lsn;
@@ -15,14 +16,14 @@ fn slot_sql() -> String {
     SELECT plugin::pg_catalog.text, database::pg_catalog.text,
         coalesce(database {EQ} pg_catalog.current_database(), false), active_pid,
            wal_status, confirmed_flush_lsn, restart_lsn, safe_wal_size,
-           CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
-                ELSE pg_catalog.pg_current_wal_insert_lsn() END,
+           CASE WHEN NOT in_recovery THEN pg_catalog.pg_current_wal_insert_lsn() END,
            pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'invalidation_reason',
            coalesce((pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'conflicting')::boolean, false),
            pg_catalog.current_setting('max_slot_wal_keep_size'),
            coalesce(pg_catalog.current_setting('idle_replication_slot_timeout', true), ''),
-           s.temporary, s.two_phase
-      FROM pg_catalog.pg_replication_slots s WHERE slot_name {EQ} $1"
+           s.temporary, s.two_phase, in_recovery, slot_name IS NOT NULL
+      FROM pg_catalog.pg_is_in_recovery() in_recovery
+      LEFT JOIN pg_catalog.pg_replication_slots s ON slot_name {EQ} $1"
     )
 }
 
@@ -107,11 +108,16 @@ impl Slot {
 /// Reads the slot's row; `None` when there is no such slot.
 ///
 /// # Errors
-/// The server's.
-pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_postgres::Error> {
-    let Some(row) = client.query_typed_opt(&slot_sql(), &[(&slot, Type::TEXT)]).await? else {
+/// The server's. [`SourceError::Standby`] in recovery, whatever slots are there: that ours is not says nothing, and one
+/// that follows ours is not to be read.
+pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, SourceError> {
+    let row = client.query_typed_one(&slot_sql(), &[(&slot, Type::TEXT)]).await?;
+    if row.try_get(15)? {
+        return Err(SourceError::Standby);
+    }
+    if !row.try_get(16)? {
         return Ok(None);
-    };
+    }
     let lsn = |lsn: PgLsn| Lsn(lsn.into());
     let wal_status = match row.try_get(4)? {
         Some("reserved") => WalStatus::Reserved,

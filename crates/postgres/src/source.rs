@@ -68,11 +68,21 @@ pub async fn may_replicate(
     row.map(|row| row.try_get(0)).transpose()
 }
 
+/// Refuses a standby.
+///
+/// # Errors
+/// [`SourceError::Standby`], or when the server does not answer.
+pub async fn refuse_standby(client: &Client) -> Result<(), SourceError> {
+    let row = client.query_typed_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?;
+    if row.try_get(0)? { Err(SourceError::Standby) } else { Ok(()) }
+}
+
 /// Reads which database this is; `info` is what the session was opened with.
 ///
 /// # Errors
-/// When the server does not answer, or is in recovery, where there is no timeline to write to.
+/// When the server does not answer, or is a standby, where there is no timeline to write to.
 pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity, SourceError> {
+    refuse_standby(client).await?;
     let row = client
         .query_one(
             &format!(
@@ -84,7 +94,7 @@ pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity
             &[],
         )
         .await
-        .map_err(SourceError::of("cannot read the cluster's identity; is this the primary?"))?;
+        .map_err(SourceError::of("cannot read the cluster's identity"))?;
     // The server's type is a signed 64-bit integer that holds an unsigned one.
     let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
     Ok(SourceIdentity {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{NAME, Report, one, pooler};
 use crate::config::Config;
-use walhook_postgres::pg::Security;
+use walhook_postgres::pg::{Conninfo, Security};
 use walhook_postgres::sql::Connection;
 use walhook_postgres::wire;
 
@@ -18,6 +18,23 @@ pub(super) async fn open(config: &Config, report: &mut Report) -> Option<Connect
         Err(error) => {
             report.fail_to_connect("connection", "source.url", &error);
             None
+        }
+    }
+}
+
+/// Warns of a URL by which a standby may answer: where the primary is away for a moment, the next host is taken.
+pub(super) fn hosts(config: &Config, report: &mut Report) {
+    let (source, state) = (&config.source, &config.state);
+    let urls = [
+        ("source.url", Some(&source.url)),
+        ("source.replication_url", source.replication_url.as_ref()),
+        ("state.url", state.url.as_ref()),
+    ];
+    for (key, url) in urls {
+        let takes_any = url.and_then(|url| Conninfo::parse(url).ok());
+        if takes_any.is_some_and(|info| info.takes_any_of_several()) {
+            let finding = format!("{key} names several hosts, and takes a standby for the primary");
+            report.warn("hosts", finding, format!("add target_session_attrs=read-write to {key}"));
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::server::{Stop, published};
 use walhook_core::halt::{self, SourceIdentity};
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::error::SourceError;
 use walhook_postgres::pg::{Conninfo, DatabaseUrl};
 use walhook_postgres::slot::{self, Slot};
 use walhook_postgres::source::hosts;
@@ -103,6 +104,10 @@ pub(super) async fn open(
     // Past a pooler, whose sessions outlive the server's shutdown.
     let sentinel = Connection::open(url, SENTINEL.name).await?;
     let mut replication = wire::connect(url, STREAM.name).await?;
+    // Whoever follows can be on any timeline, and says nothing of what there is to read.
+    if replication.is_standby().await? {
+        return Err(SourceError::Standby.into());
+    }
     let system = replication.identify_system().await?;
     let found = SourceIdentity {
         system_identifier: system.system_identifier,

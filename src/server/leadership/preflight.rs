@@ -12,6 +12,8 @@ use walhook_postgres::{preflight, source};
 /// Refuses what is not in place at the source, all of it at once.
 pub(super) async fn preflight(config: &Config) -> Result<(), OpenError> {
     let client = Connection::open(direct_url(config), SENTINEL.name).await?;
+    // What it lacks, the primary may have.
+    source::refuse_standby(&client).await?;
     let version = source::server_version(&client).await?;
     if version < source::OLDEST_SERVER {
         return Err(OpenError::refused(StartError::OldServer { version: version / 10_000 }));

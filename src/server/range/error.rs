@@ -5,6 +5,7 @@ use walhook_core::halt::Lost;
 use walhook_core::lsn::Lsn;
 use walhook_decode::change::ChangeError;
 use walhook_decode::pgoutput::DecodeError;
+use walhook_postgres::error::SourceError;
 use walhook_postgres::fix::Failure;
 use walhook_postgres::sql::{ConnectError, error_text};
 use walhook_postgres::wire::{self, Class, WireError};
@@ -60,7 +61,7 @@ pub(crate) enum RangeError {
     Connect(#[from] ConnectError),
     /// The source refused a statement, or its session was lost.
     #[error(transparent)]
-    Sql(#[from] tokio_postgres::Error),
+    Source(#[from] SourceError),
     /// No copy of the slot.
     #[error("cannot copy the slot {slot}; are all of max_replication_slots in use?")]
     NotCopied {
@@ -97,6 +98,12 @@ pub(crate) enum RangeError {
     Change(#[from] ChangeError),
 }
 
+impl From<tokio_postgres::Error> for RangeError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Source(error.into())
+    }
+}
+
 // Its text holds the causes, before the fix: it is no source of its own.
 impl From<WireError> for RangeError {
     fn from(error: WireError) -> Self {
@@ -117,7 +124,7 @@ impl RangeError {
             | Self::TooOld { .. }
             | Self::TooNew { .. }
             | Self::Connect(_)
-            | Self::Sql(_)
+            | Self::Source(_)
             | Self::Sentinel(_)
             | Self::Rules(_)
             | Self::Unlearned(_)

@@ -183,6 +183,12 @@ impl Conninfo {
         })
     }
 
+    /// Whether it names several hosts, of which any will do, also a standby.
+    #[must_use]
+    pub fn takes_any_of_several(&self) -> bool {
+        self.attrs == SessionAttrs::Any && self.hosts().len() > 1
+    }
+
     /// The hosts, in the order in which they are tried; at least one.
     #[must_use]
     pub fn hosts(&self) -> &[Host] {

@@ -103,6 +103,14 @@ impl Replication {
         pid.parse().map_err(|_| WireError::Protocol { what: format!("{pid:?} as a process id") })
     }
 
+    /// Whether the server is a standby.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub async fn is_standby(&mut self) -> Result<bool, WireError> {
+        Ok(self.session_attrs().await?.0)
+    }
+
     /// Whether the server is in recovery, and whether transactions are read-only.
     pub(super) async fn session_attrs(&mut self) -> Result<(bool, bool), WireError> {
         let row = self.row(SessionAttrs::QUERY).await?;

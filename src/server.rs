@@ -13,6 +13,7 @@ mod error;
 pub mod health;
 mod held;
 mod jobs;
+mod known;
 pub(crate) mod labels;
 mod leadership;
 pub mod log;
@@ -57,6 +58,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, DeliveryMode};
 use crate::server::health::{Role, Teller};
 use crate::server::metrics::Metrics;
+use known::Known;
 use leadership::{Attempt, become_leader};
 use pipeline::{Ways, lead};
 use record::Recording;
@@ -76,7 +78,7 @@ const TYPES_SAID: usize = 20;
 /// `serves`: whether it sends for the leader while it stands by. `recording`: where what comes in is written.
 ///
 /// # Errors
-/// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
+/// [`Stop`], except [`Stop::Fenced`] and [`Stop::WentBack`], which lead back to standing by.
 pub async fn run(
     config: Config,
     serves: bool,
@@ -95,10 +97,12 @@ pub async fn run(
     let closed = CancellationToken::new();
     let work = tell.work();
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, work, closed.clone()));
-    let result = stand_by_and_lead(&config, serves, &metrics, &tell, &shutdown, recording).await;
+    let known = Known::default();
+    let result =
+        stand_by_and_lead(&config, serves, &metrics, &tell, &shutdown, recording, &known).await;
     if let Err(Stop::Halted(halt)) = &result {
         tell.set_role(Role::Halted(halt.to_string()));
-        store_halt(&config, &halt.to_string()).await;
+        store_halt(&config, &known, &halt.to_string()).await;
     }
     closed.cancel();
     while server.join_next().await.is_some() {}
@@ -137,6 +141,7 @@ async fn stand_by_and_lead(
     tell: &Teller,
     shutdown: &CancellationToken,
     recording: Option<&Recording>,
+    known: &Known,
 ) -> Result<(), Stop> {
     let sender = match config.delivery.mode {
         DeliveryMode::Live => Sender::Live(Arc::new(config.transport().map_err(Unfit::Transport)?)),
@@ -157,7 +162,7 @@ async fn stand_by_and_lead(
         .and_then(|link| workers::Standby::new(config, link, &sender, metrics, tell, shutdown));
     #[cfg(not(feature = "workers"))]
     let _nothing_is_served = serves;
-    let mut attempt = Attempt::first(config);
+    let mut attempt = Attempt::first(config, known.clone());
     let ended = loop {
         let stands_by = || {
             #[cfg(feature = "workers")]
@@ -190,6 +195,9 @@ async fn stand_by_and_lead(
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
+            Err(stop @ Stop::WentBack) => {
+                tracing::error!(problem = %stop, "leading anew, from what they hold");
+            }
             Err(stop @ Stop::NotReadBack(_)) => {
                 tracing::error!(problem = %stop, "leading anew, from the checkpoint and without streaming");
                 attempt.streams = false;
@@ -206,9 +214,9 @@ async fn stand_by_and_lead(
 }
 
 /// Stores why we halt, where `walhook status` shows it. The log has it in any case.
-async fn store_halt(config: &Config, reason: &str) {
+async fn store_halt(config: &Config, known: &Known, reason: &str) {
     let stored = async {
-        let mut store = open_state(config, LEASE).await?;
+        let mut store = open_state(config, &known.timelines, LEASE).await?;
         store.store_halt(reason).await
     };
     if let Err(error) = stored.await {

@@ -10,7 +10,7 @@ use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::Connection;
 use walhook_testkit::cluster::{Cluster, StopMode};
 
-use crate::support::{PATIENCE, RULES, SCHEMA, World, taken, text};
+use crate::support::{PATIENCE, RULES, Running, SCHEMA, World, taken, text};
 
 const FAILOVER_SLOTS: i32 = 170_000;
 
@@ -55,21 +55,50 @@ const SYNCHRONISES: [(&str, &str); 3] = [
 
 /// A running standby with these settings, made of a backup.
 async fn standby(world: &World, settings: &[(&str, &str)]) -> Result<Cluster> {
-    let version: i32 = world.value("SHOW server_version_num").await?.parse()?;
-    let (start, stop) = match version {
+    standby_of(&world.cluster, settings).await
+}
+
+async fn standby_of(cluster: &Cluster, settings: &[(&str, &str)]) -> Result<Cluster> {
+    let session = session(cluster).await?;
+    let version = "SELECT current_setting('server_version_num')::int";
+    let (start, stop) = match session.query_one(version, &[]).await?.get::<_, i32>(0) {
         ..150_000 => ("pg_start_backup('standby', true, false)", "pg_stop_backup(false)"),
         150_000.. => ("pg_backup_start('standby', true)", "pg_backup_stop(false)"),
     };
-    world.value(&format!("SELECT {start}")).await?;
-    let primary =
-        format!("host=127.0.0.1 port={} user=postgres dbname=postgres", world.cluster.port());
+    session.batch_execute(&format!("SELECT {start}")).await?;
+    let primary = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", cluster.port());
     let settings = [&[("primary_conninfo", primary.as_str())], settings].concat();
-    let mut standby = world.cluster.copy(&std::env::temp_dir(), &settings)?;
-    let label = world.value(&format!("SELECT labelfile FROM {stop}")).await?;
+    let mut standby = cluster.copy(&std::env::temp_dir(), &settings)?;
+    let label = session.query_one(&format!("SELECT labelfile FROM {stop}"), &[]).await?;
+    let label: String = label.get(0);
     write_as_server(&standby, "backup_label", &label)?;
     write_as_server(&standby, "standby.signal", "")?;
     standby.start_again().await?;
     Ok(standby)
+}
+
+async fn session(cluster: &Cluster) -> Result<Connection> {
+    Ok(Connection::open(&Secret::new(cluster.url("postgres")), "test").await?)
+}
+
+/// Waits until a query's first value is true.
+async fn until(session: &Connection, sql: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !session.query_one(sql, &[]).await?.get::<_, bool>(0) {
+        ensure!(Instant::now() < deadline, "{sql}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// Waits until `/readyz` says this.
+async fn until_unready(world: &World, running: &Running, says: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !world.until_ready(false).await?.contains(says) {
+        ensure!(Instant::now() < deadline, "{}", running.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Writes a file that the server may read.
@@ -79,18 +108,18 @@ fn write_as_server(cluster: &Cluster, name: &str, content: &str) -> Result<()> {
     Ok(std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?)
 }
 
-/// Makes the standby the primary that `world` speaks to.
-async fn promote(world: &mut World, standby: Cluster) -> Result<()> {
-    world.cluster = standby;
+/// Makes the standby the primary that `world` speaks to. Returns the old one.
+async fn promote(world: &mut World, standby: Cluster) -> Result<Cluster> {
+    let old = std::mem::replace(&mut world.cluster, standby);
     world.reconnect().await?;
     let promoted = world.value("SELECT pg_promote()").await?;
     ensure!(promoted == "t", "not promoted");
-    Ok(())
+    Ok(old)
 }
 
 /// Waits until the standby's copy of our slot would outlive a promotion.
 async fn until_synchronised(world: &World, standby: &Cluster) -> Result<()> {
-    let session = Connection::open(&Secret::new(standby.url("postgres")), "test").await?;
+    let session = session(standby).await?;
     let synced = "SELECT EXISTS (SELECT FROM pg_replication_slots
                   WHERE slot_name = 'walhook' AND synced AND NOT temporary)";
     for n in 0..600 {
@@ -169,6 +198,108 @@ async fn promotion_of_a_standby_that_lacks_what_was_delivered_halts_and_can_be_a
     assert!(running.terminate().await.unwrap().success());
 }
 
+/// It stands first in the URL and takes writes, and the new one restarts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_primary_that_comes_back_is_told_and_not_followed() -> Result<()> {
+    let Some((mut world, standby)) = replicated().await? else { return Ok(()) };
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    until_synchronised(&world, &standby).await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    world.settled().await?;
+    world.cluster.stop(StopMode::Immediate).await?;
+    let mut old = promote(&mut world, standby).await?;
+    world.subscribe(2, 1).await?;
+    world.delivered(2).await.with_context(|| running.log())?;
+
+    old.start_again().await?;
+    let there = session(&old).await?;
+    let stored = "SELECT row_to_json(c)::text || row_to_json(l)::text || row_to_json(m)::text
+                  FROM walhook.checkpoint c, walhook.lease l, walhook.meta m";
+    let before: String = there.query_one(stored, &[]).await?.get(0);
+    there.batch_execute("INSERT INTO public.subscribers VALUES (100, 1, 'old', 'old')").await?;
+    world.cluster.stop(StopMode::Fast).await?;
+    world.cluster.start_again().await?;
+    world.reconnect().await?;
+    world.subscribe(3, 1).await?;
+    let says = "this is an old primary, on timeline 1; walhook has been on timeline 2";
+    until_unready(&world, &running, &format!("{says}; fix: stop it")).await?;
+    let active = "SELECT bool_or(active) FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    ensure!(!there.query_one(active, &[]).await?.get::<_, bool>(0), "it reads there");
+    let after: String = there.query_one(stored, &[]).await?.get(0);
+    ensure!(after == before, "it writes there: {after}, {before}");
+
+    drop(there);
+    old.stop(StopMode::Fast).await?;
+    let received = world.delivered(3).await.with_context(|| running.log())?;
+    let ids: Vec<i64> = taken(&received)["/1"].iter().map(|(_, id)| *id).collect();
+    ensure!(ids == [1, 2, 3], "{ids:?}");
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+/// Of the tables of state, in a server of their own: what was deferred last is missing from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_that_went_back_with_its_standby_loses_no_deferred_delivery() -> Result<()> {
+    let mut state = Cluster::start_distinct(&[]).await?;
+    let mut standby = standby_of(&state, &[]).await?;
+    let url = format!(
+        "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=read-write",
+        state.port(),
+        standby.port()
+    );
+    let sections = format!(
+        "[state]\nurl = \"{url}\"\n[delivery]\nretry_base = \"1s\"\nretry_cap = \"1s\"\n[wal]\nmax_hold = \"1s\""
+    );
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "?status=500").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    let there = session(&state).await?;
+    // Its session is the standby's, and its rows are there.
+    let caught_up: String = there.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
+    let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{caught_up}'");
+    until(&session(&standby).await?, &sql).await?;
+    standby.stop(StopMode::Fast).await?;
+    for id in 2..=11 {
+        world.subscribe(id, 2).await?;
+    }
+    let deferred = "SELECT (SELECT count(*) FROM walhook.deferred)
+                        + coalesce((SELECT sum(cardinality(event_ids)) FROM walhook.pages), 0) >= 10";
+    until(&there, deferred).await.with_context(|| running.log())?;
+    let frontier = "SELECT frontier::text FROM walhook.checkpoint";
+    let frontier: String = there.query_one(frontier, &[]).await?.get(0);
+    let acknowledged = format!(
+        "SELECT confirmed_flush_lsn >= '{frontier}' FROM pg_replication_slots
+         WHERE slot_name = 'walhook'"
+    );
+    until(&world.sql, &acknowledged).await?;
+    drop(there);
+
+    state.stop(StopMode::Immediate).await?;
+    standby.start_again().await?;
+    let promoted = session(&standby).await?;
+    promoted.batch_execute("SELECT pg_promote()").await?;
+    let anew = "the state tables are older than what was stored in them";
+    running.until_logged(anew).await?;
+    // The slot has moved on with what was stored; what came after the tables' checkpoint the anchor slot has.
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.code() == Some(3) && log.contains("after the checkpoint"), "{status}: {log}");
+    let output = world.walhook(&["recover", "--accept-gap", "--yes"]).await?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    world.sql.batch_execute("UPDATE webhooks SET url = replace(url, '?status=500', '')").await?;
+    let running = world.run().await?;
+    let received = world.delivered(11).await.with_context(|| running.log())?;
+    let mut ids: Vec<i64> = taken(&received)["/2"].iter().map(|(_, id)| *id).collect();
+    ids.sort_unstable();
+    ensure!(ids == (2..=11).collect::<Vec<i64>>(), "{ids:?}");
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
 /// The URL takes any of two hosts, and the first one restarts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn standby_that_answers_for_the_primary_is_told_and_waited_out() -> Result<()> {
@@ -188,21 +319,12 @@ async fn standby_that_answers_for_the_primary_is_told_and_waited_out() -> Result
     world.subscribe(1, 1).await?;
     world.delivered(1).await?;
     let caught_up = world.value("SELECT pg_current_wal_lsn()").await?;
-    let replayed = Connection::open(&Secret::new(standby.url("postgres")), "test").await?;
     let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{caught_up}'");
-    let deadline = Instant::now() + PATIENCE;
-    while !replayed.query_one(&sql, &[]).await?.get::<_, bool>(0) {
-        ensure!(Instant::now() < deadline, "{}", standby.log_tail());
-        sleep(Duration::from_millis(50)).await;
-    }
+    until(&session(&standby).await?, &sql).await.with_context(|| standby.log_tail())?;
 
     let (says, fix) = ("this server is a standby", "let the URL lead to the primary");
     world.cluster.stop(StopMode::Fast).await?;
-    let (deadline, line) = (Instant::now() + PATIENCE, format!("{says}; fix: {fix}"));
-    while !world.until_ready(false).await?.contains(&line) {
-        ensure!(Instant::now() < deadline, "{}", running.log());
-        sleep(Duration::from_millis(50)).await;
-    }
+    until_unready(&world, &running, &format!("{says}; fix: {fix}")).await?;
     let status = world.walhook(&["status"]).await?;
     let shown = text(&status.stdout);
     ensure!(status.status.code() != Some(3) && !shown.contains("SLOT PROBLEM"), "{shown}");

@@ -121,7 +121,7 @@ async fn until_signalled(
 
 fn result(ended: Result<(), Stop>) -> CommandResult {
     match ended {
-        Ok(()) | Err(Stop::Fenced | Stop::NotReadBack(_)) => Ok(()),
+        Ok(()) | Err(Stop::Fenced | Stop::WentBack | Stop::NotReadBack(_)) => Ok(()),
         Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),
         Err(Stop::Config(unfit)) => Err(Failure::Usage(unfit.into())),
         Err(Stop::Failed(fatal)) => Err(Failure::Failed(fatal.into())),

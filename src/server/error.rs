@@ -64,6 +64,7 @@ impl From<StateError> for TaskError {
     fn from(error: StateError) -> Self {
         match error.class() {
             Class::Fenced => Self::Stop(Stop::Fenced),
+            Class::WentBack => Self::Stop(Stop::WentBack),
             Class::Defect | Class::SchemaTooNew | Class::Fixable => Self::State(error),
         }
     }
@@ -169,6 +170,7 @@ mod tests {
         let name = || "walhook".to_owned();
         let of_state = [
             StateError::Fenced { epoch: None },
+            StateError::WentBack,
             StateError::NotSetUp { schema: name(), pipeline: name() },
             StateError::SchemaTooOld { schema: name(), table: "pages" },
             StateError::SchemaTooNew { found: 99 },

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use self::open::{check_slot, direct_url, open, store_promotion};
 use self::preflight::preflight;
 use super::backoff::Backoff;
+use super::known::Known;
 use super::rulebook::compile_rules;
 use super::sessions::{LEASE, SENTINEL, STANDBY, open_state};
 use super::{Stop, labels, published};
@@ -36,7 +37,7 @@ use walhook_state::{Recovery, StateStore};
 
 pub(super) use self::error::OpenError;
 pub(super) use self::error::StartError;
-pub(super) use self::open::{IN_USE, IN_USE_FIX, Session, reopen};
+pub(super) use self::open::{IN_USE, IN_USE_FIX, Place, Session, reopen};
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,6 +60,7 @@ pub(super) struct Leader {
     pub(super) store: StateStore,
     pub(super) source: Source,
     pub(super) before: LeaderBefore,
+    pub(super) known: Known,
 }
 
 /// What the reader starts with.
@@ -90,12 +92,13 @@ pub(super) struct Attempt {
     started: bool,
     /// Whether the first connection streams transactions that are open.
     pub(super) streams: bool,
+    known: Known,
 }
 
 impl Attempt {
     /// None was made yet.
-    pub(super) fn first(config: &Config) -> Self {
-        Self { started: false, streams: config.source.streaming == Streaming::On }
+    pub(super) fn first(config: &Config, known: Known) -> Self {
+        Self { started: false, streams: config.source.streaming == Streaming::On, known }
     }
 }
 
@@ -171,16 +174,16 @@ async fn until_free(config: &Config) {
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
 async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenError> {
-    let Attempt { started, streams } = *attempt;
+    let Attempt { started, streams, ref known } = *attempt;
     let refused = if started { Ok(()) } else { preflight(config).await };
-    let mut store = match open_state(config, LEASE).await {
+    let mut store = match open_state(config, &known.timelines, LEASE).await {
         Ok(store) => store,
         // What is told of the source names the rights that `walhook setup` needs too.
         Err(error) => return Err(refused.err().unwrap_or_else(|| error.into())),
     };
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
-    let session = match open(config, &expected, at, streams).await {
+    let session = match open(config, known, &expected, at, streams).await {
         // Another database than ours need not hold what we look for.
         Err(OpenError::Stop(stop)) => return Err(stop.into()),
         session => {
@@ -225,15 +228,17 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, start, taken_at } = store.take_lease(&holder).await?;
     let (clock, frontier) = (Clock::since(taken_at), start.frontier);
-    let until = check_slot(config, &session.sentinel, frontier).await?;
-    let before = LeaderBefore { until, sessions };
     store_promotion(&mut store, session.promoted).await?;
+    let read = known.read_up_to(&expected, frontier);
+    let until = check_slot(config, &session.sentinel, frontier, read).await?;
+    let before = LeaderBefore { until, sessions };
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let system_identifier = expected.system_identifier;
     let source = Source { session, streams, rules, changes, left_out };
-    Ok(Leader { epoch, clock, system_identifier, start, store, source, before })
+    let known = known.clone();
+    Ok(Leader { epoch, clock, system_identifier, start, store, source, before, known })
 }
 
 /// The checkpoint. Where an upgrade was prepared and then given up, it moves to where the slots were put.

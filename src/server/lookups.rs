@@ -13,12 +13,14 @@ use walhook_core::event::AccountId;
 use walhook_dispatch::dispatcher::{LookUp, LookUpAnswer};
 use walhook_dispatch::route::LookUpLine;
 use walhook_postgres::lookup::{Answer, Apart, Failing, LookupSession, Lookups};
+use walhook_postgres::timelines::Timelines;
 
 /// Reads the endpoint table for one line. One that cannot be read is a person's to fix: what is committed
 /// meanwhile waits, and nothing is lost.
 pub(super) struct LookupResponder {
     line: LookUpLine,
     config: Config,
+    timelines: Timelines,
     lookups: Lookups,
     apart: Apart,
     session: Option<LookupSession>,
@@ -28,7 +30,7 @@ pub(super) struct LookupResponder {
 
 impl LookupResponder {
     /// Those of both lines, in the order of [`LookUpLine::ALL`].
-    pub(super) fn both(config: &Config, tell: &Teller) -> [Self; 2] {
+    pub(super) fn both(config: &Config, timelines: &Timelines, tell: &Teller) -> [Self; 2] {
         let failing = Arc::new(FailingAlone::default());
         let lookups = |line| match line {
             LookUpLine::Usual => Lookups::of(config.lookups()).of_few(),
@@ -37,6 +39,7 @@ impl LookupResponder {
         LookUpLine::ALL.map(|line| Self {
             line,
             config: config.clone(),
+            timelines: timelines.clone(),
             lookups: lookups(line),
             apart: Apart::default(),
             session: None,
@@ -54,6 +57,8 @@ impl LookupResponder {
                     LookUpLine::Costly => COSTLY_LOOK_UPS,
                 };
                 let opened = LookupSession::open(self.config.lookups(), purpose.name).await?;
+                // Their endpoints may be those of yesterday.
+                self.timelines.check(opened.primary().await?)?;
                 self.session.insert(opened)
             }
         };

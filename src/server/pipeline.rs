@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::deliveries::DeliveryLog;
 use super::jobs::{Jobs, Outlets};
+use super::known::Known;
 use super::leadership::{Leader, LeaderBefore, Source};
 use super::lookups::LookupResponder;
 use super::maintenance::{Measuring, Retention, Vacuum};
@@ -107,13 +108,13 @@ pub(super) async fn lead(
     shutdown: &CancellationToken,
     recording: Option<&Recording>,
 ) -> Result<(), Stop> {
-    let Leader { epoch, clock, system_identifier, start, store, source, before } = leader;
+    let Leader { epoch, clock, system_identifier, start, store, source, before, known } = leader;
     let leading = Leading {
         config: config.clone(),
         sender: ways.sender.clone(),
         metrics: Arc::clone(metrics),
         tell: tell.clone(),
-        sessions: Arc::new(Sessions::new(config.clone(), epoch)),
+        sessions: Arc::new(Sessions::new(config.clone(), epoch, known.timelines.clone())),
     };
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
@@ -158,11 +159,16 @@ pub(super) async fn lead(
     let abort = tasks.abort.clone();
     tasks.spawn("checkpoint", watch_checkpoint(tell.clone(), abort.clone()));
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
-    leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
-    let [of_usual, of_costly] = LookupResponder::both(config, tell);
+    leading.respond(
+        &mut tasks,
+        Refiller::new(config.clone(), known.timelines.clone()),
+        refill_requests,
+        refilled,
+    );
+    let [of_usual, of_costly] = LookupResponder::both(config, &known.timelines, tell);
     leading.respond(&mut tasks, of_usual, usual, reply.clone());
     leading.respond(&mut tasks, of_costly, costly, reply);
-    let ends = ReaderEnds { batches, flushed, wants_plays, evictions, shown };
+    let ends = ReaderEnds { batches, flushed, wants_plays, evictions, shown, known };
     leading.read(&mut tasks, source, ends, (epoch, clock, system_identifier));
     let outlets = Outlets { retries: retry, operator };
     let inlets = Inlets { outlets, replay, measured, evict };
@@ -179,6 +185,7 @@ struct ReaderEnds {
     wants_plays: watch::Receiver<bool>,
     evictions: watch::Receiver<Option<u32>>,
     shown: Shown,
+    known: Known,
 }
 
 impl Leading {
@@ -191,12 +198,14 @@ impl Leading {
         (epoch, clock, system_identifier): (Epoch, Clock, u64),
     ) {
         let Source { session, streams, rules, changes, left_out } = source;
-        let ReaderEnds { batches, flushed, wants_plays, evictions, shown } = ends;
+        let ReaderEnds { batches, flushed, wants_plays, evictions, shown, known } = ends;
         let (config, now) = (&self.config, clock.now());
         let flushed_at = *flushed.borrow();
         let reader = Reader {
             config: config.clone(),
             epoch,
+            known,
+            primary: session.primary,
             turns: Turns::new(reader::held_max_bytes(config)),
             was_live: false,
             proof: Proof::new(),

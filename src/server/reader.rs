@@ -24,6 +24,7 @@ pub(super) use self::lost::Unreadable;
 use self::lost::{Ended, Lost};
 pub(super) use self::proof::Proof;
 pub(super) use self::received::{Received, Shown};
+use super::known::Known;
 use super::leadership::{OpenError, Session};
 use super::rulebook::Rulebook;
 use super::stop::Stop;
@@ -42,6 +43,7 @@ use walhook_decode::streamed::Room;
 use walhook_postgres::feedback::Feedback;
 use walhook_postgres::fix::Failure;
 use walhook_postgres::sql::Connection;
+use walhook_postgres::timelines::Primary;
 use walhook_postgres::wire::{self, Class, Frame, WireError};
 use walhook_process::clock::Clock;
 use walhook_process::failpoint::Failpoint;
@@ -63,6 +65,9 @@ pub(super) fn held_max_bytes(config: &Config) -> usize {
 pub(super) struct Reader {
     pub(super) config: Config,
     pub(super) epoch: Epoch,
+    pub(super) known: Known,
+    /// The server that was read last.
+    pub(super) primary: Primary,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tell: Teller,
@@ -110,7 +115,19 @@ impl Reader {
     ///
     /// # Errors
     /// [`Stop`] when the stream cannot go on.
-    pub(super) async fn read(mut self, mut session: Session, streams: bool) -> Result<(), Stop> {
+    pub(super) async fn read(mut self, session: Session, streams: bool) -> Result<(), Stop> {
+        let ended = self.read_on(session, streams).await;
+        self.known.received(self.primary, self.resume_lsn());
+        ended
+    }
+
+    /// Up to where everything was received. What keepalives told of is acknowledged too, and may be beyond the last
+    /// commit: the slot must not look as if it had skipped that.
+    fn resume_lsn(&self) -> Lsn {
+        self.changes.resume_lsn().max(*self.flushed.borrow())
+    }
+
+    async fn read_on(&mut self, mut session: Session, streams: bool) -> Result<(), Stop> {
         if self.streaming.is_on() && !streams {
             let problem = "what was kept of an open transaction could not be read back";
             self.give_up_streaming(Fallback::Disk, problem);
@@ -138,6 +155,7 @@ impl Reader {
                 Some(session) => session,
                 None => return Ok(()),
             };
+            self.primary = session.primary;
             self.changes.handle_reconnected();
             self.received.handle_reconnected();
             if self.proof.is_given() {

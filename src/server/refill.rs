@@ -6,6 +6,7 @@ use super::sessions::{DEFERRED, open_state};
 use crate::config::Config;
 use crate::server::trouble::Part;
 use walhook_core::persist::{Refill, Refilled, UnroutedPage, UnroutedRefill};
+use walhook_postgres::timelines::Timelines;
 use walhook_state::StateStore;
 
 /// What the dispatcher asks.
@@ -27,12 +28,13 @@ pub(super) enum RefillReply {
 /// Reads pages from the state database.
 pub(super) struct Refiller {
     config: Config,
+    timelines: Timelines,
     store: Option<StateStore>,
 }
 
 impl Refiller {
-    pub(super) fn new(config: Config) -> Self {
-        Self { config, store: None }
+    pub(super) fn new(config: Config, timelines: Timelines) -> Self {
+        Self { config, timelines, store: None }
     }
 }
 
@@ -47,7 +49,10 @@ impl Responder for Refiller {
     async fn answer(&mut self, request: &RefillRequest) -> Result<RefillReply, TaskError> {
         let store = match &mut self.store {
             Some(store) => store,
-            None => self.store.insert(open_state(&self.config, DEFERRED).await?),
+            None => {
+                let opened = open_state(&self.config, &self.timelines, DEFERRED).await?;
+                self.store.insert(opened)
+            }
         };
         Ok(match request {
             RefillRequest::Deferred(pages) => RefillReply::Deferred(store.refill(pages).await?),

@@ -22,6 +22,7 @@ pub(crate) use limits::{Finding, Need, Verdict, findings};
 use shared::{Shared, Turn};
 use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
+use walhook_postgres::timelines::Timelines;
 use walhook_state::{SessionSettings, StateError, StateStore};
 
 /// Which database a session leads to.
@@ -151,14 +152,15 @@ pub(crate) const ALL: [Purpose; 19] = [
 pub(super) struct Sessions {
     pub(super) config: Config,
     epoch: Epoch,
+    timelines: Timelines,
     state: Shared<StateStore>,
     source: Shared<Connection>,
 }
 
 impl Sessions {
     /// None is open yet.
-    pub(super) fn new(config: Config, epoch: Epoch) -> Self {
-        Self { config, epoch, state: Shared::default(), source: Shared::default() }
+    pub(super) fn new(config: Config, epoch: Epoch, timelines: Timelines) -> Self {
+        Self { config, epoch, timelines, state: Shared::default(), source: Shared::default() }
     }
 
     /// The shared session with the state database, which writes as the leader.
@@ -173,7 +175,7 @@ impl Sessions {
 
     /// A session with the state database for the caller alone, which writes as the leader.
     pub(super) async fn own_state(&self, purpose: Purpose) -> Result<StateStore, StateError> {
-        let mut store = open_state(&self.config, purpose).await?;
+        let mut store = open_state(&self.config, &self.timelines, purpose).await?;
         store.write_as(self.epoch);
         Ok(store)
     }
@@ -181,7 +183,7 @@ impl Sessions {
     /// A session with the source for the caller alone.
     pub(super) async fn own_source(&self, purpose: Purpose) -> Result<Connection, TaskError> {
         let client = Connection::open(&self.config.source.url, purpose.name).await?;
-        source::refuse_standby(&client).await?;
+        self.timelines.check(source::primary(&client).await?)?;
         let limits = settings(purpose).sql();
         if !limits.is_empty() {
             client.batch_execute(&limits).await?;
@@ -193,10 +195,12 @@ impl Sessions {
 /// Opens a session with the state database that the configuration names.
 pub(super) async fn open_state(
     config: &Config,
+    timelines: &Timelines,
     purpose: Purpose,
 ) -> Result<StateStore, StateError> {
     let url = config.state.url.as_ref().unwrap_or(&config.source.url);
-    StateStore::open_with(url, &config.state.schema, &config.source.slot, settings(purpose)).await
+    let (schema, slot) = (&config.state.schema, &config.source.slot);
+    StateStore::open_to_lead(url, schema, slot, settings(purpose), timelines).await
 }
 
 fn settings(purpose: Purpose) -> SessionSettings {

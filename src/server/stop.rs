@@ -24,6 +24,12 @@ pub enum Stop {
     /// Another instance has taken over.
     #[error("another instance has taken over")]
     Fenced,
+    /// What is stored is older than it was, and what this leader remembers is not so.
+    #[error(
+        "the state tables are older than what was stored in them: a standby was promoted, or a copy put in place, \
+         that lacks the last of it"
+    )]
+    WentBack,
     /// What was kept of a transaction that has committed cannot be read back, and is to be read again.
     #[error("what was kept of an open transaction cannot be read back: {0}")]
     NotReadBack(String),

@@ -49,7 +49,8 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// the delivery log makes room first.
 ///
 /// # Errors
-/// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when what stands
+/// [`Stop::Fenced`] when another leader has taken over; [`Stop::WentBack`] when the tables are older than they were;
+/// [`Stop::Failed`] when what stands
 /// there is not what this program wrote.
 pub(super) async fn write(
     mut store: StateStore,
@@ -64,6 +65,7 @@ pub(super) async fn write(
         let request = tokio::select! {
             request = requests.recv() => request,
             () = sleep(SHOW_EVERY) => {
+                look_again(&mut store, &abort).await?;
                 shown.update(&mut store, &tell).await;
                 continue;
             }
@@ -82,6 +84,7 @@ pub(super) async fn write(
                 Ok(Ok(done)) => break done,
                 Ok(Err(error)) => match error.class() {
                     Class::Fenced => return Err(Stop::Fenced),
+                    Class::WentBack => return Err(Stop::WentBack),
                     // Nothing is sent while all else lasts, and a person or time fixes it.
                     Class::Defect | Class::SchemaTooNew => {
                         return Err(Fatal::NotStored(error).into());
@@ -129,6 +132,27 @@ pub(super) async fn write(
             make_room(&mut store, &abort).await;
         }
         shown.update(&mut store, &tell).await;
+    }
+}
+
+/// After a lost session, while nothing is to be stored: whether another one finds the tables as they were. What does not
+/// answer is asked again, and told when something is to be stored.
+async fn look_again(store: &mut StateStore, abort: &CancellationToken) -> Result<(), Stop> {
+    if !store.is_closed() {
+        return Ok(());
+    }
+    let look = async {
+        store.reconnect().await?;
+        store.check_last().await
+    };
+    let looked = tokio::select! {
+        () = abort.cancelled() => return Ok(()),
+        looked = timeout(PERSIST_TIMEOUT, look) => looked,
+    };
+    match looked.map(|looked| looked.map_err(|error| error.class())) {
+        Ok(Err(Class::Fenced)) => Err(Stop::Fenced),
+        Ok(Err(Class::WentBack)) => Err(Stop::WentBack),
+        Ok(Ok(()) | Err(Class::Defect | Class::SchemaTooNew | Class::Fixable)) | Err(_) => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::num::ParseIntError;
 
-use super::fix::{Failure, FixedBy, Line, NOT_POSTGRESQL, STANDBY};
+use super::fix::{Failure, FixedBy, Line, NOT_POSTGRESQL, OLD_PRIMARY, STANDBY};
 use walhook_core::catalog::{TableName, TableNameError};
 use walhook_core::lsn::ParseLsnError;
 
@@ -32,6 +32,16 @@ pub enum SourceError {
     /// The server is in recovery. What is asked of it, it has only as far as it follows, and no slot of ours is on it.
     #[error("this server is a standby; {STANDBY}")]
     Standby,
+    /// The cluster was failed over, and this server does not know.
+    #[error(
+        "this is an old primary, on timeline {timeline}; walhook has been on timeline {newest}; {OLD_PRIMARY}"
+    )]
+    OldPrimary {
+        /// Its timeline.
+        timeline: u32,
+        /// That of the new one.
+        newest: u32,
+    },
     /// The configuration's name of a table cannot be read.
     #[error(transparent)]
     TableName(#[from] TableNameError),
@@ -57,7 +67,7 @@ impl Failure for SourceError {
             | Self::While { source: error, .. }
             | Self::NotAdded { source: error, .. } => error.fixed_by(),
             // A name is moved, a failover ends.
-            Self::Standby => FixedBy::Waiting,
+            Self::Standby | Self::OldPrimary { .. } => FixedBy::Waiting,
             Self::TableName(_) | Self::Number(_) | Self::Position(_) => FixedBy::Person,
         }
     }
@@ -68,6 +78,7 @@ impl Failure for SourceError {
             | Self::While { source: error, .. }
             | Self::NotAdded { source: error, .. } => error.fix(),
             Self::Standby => STANDBY.into(),
+            Self::OldPrimary { .. } => OLD_PRIMARY.into(),
             Self::TableName(_) => {
                 "correct the table's name in the configuration, such as public.webhooks".into()
             }
@@ -84,6 +95,9 @@ impl Failure for SourceError {
             }
             // The fix stands behind the line.
             Self::Standby => line.push("this server is a standby"),
+            Self::OldPrimary { timeline, newest } => line.push(&format!(
+                "this is an old primary, on timeline {timeline}; walhook has been on timeline {newest}"
+            )),
             Self::TableName(_) | Self::Number(_) | Self::Position(_) => line.push_error(self),
         }
     }

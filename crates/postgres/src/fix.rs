@@ -34,6 +34,10 @@ pub(crate) const WRONG_HOST: &str =
 pub(crate) const STANDBY: &str =
     "let the URL lead to the primary (target_session_attrs=read-write)";
 
+/// What to do where a primary answers that was failed over from.
+pub(crate) const OLD_PRIMARY: &str =
+    "stop it or let the URL lead to the other; where that is gone for good, start walhook again";
+
 /// What to do where the server takes no further replication connection.
 pub(crate) const NO_SENDER: &str = "raise max_wal_senders and start the server again, or end a replication connection \
      that is not needed; `walhook check` says how many are left";
@@ -355,9 +359,16 @@ mod tests {
         ] {
             assert!(is_imperative(fix_of_sqlstate(code)), "{code}: {}", fix_of_sqlstate(code));
         }
-        for fix in
-            [UNREACHABLE, NO_SENDER, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST, STANDBY]
-        {
+        for fix in [
+            UNREACHABLE,
+            NO_SENDER,
+            NOT_POSTGRESQL,
+            BAD_URL,
+            PASSWORD_MISSING,
+            WRONG_HOST,
+            STANDBY,
+            OLD_PRIMARY,
+        ] {
             assert!(is_imperative(fix), "{fix}");
         }
         for fault in Fault::ALL {

@@ -25,4 +25,5 @@ pub mod slot;
 pub mod source;
 pub mod sql;
 pub mod standbys;
+pub mod timelines;
 pub mod wire;

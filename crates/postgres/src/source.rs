@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use crate::error::SourceError;
 use crate::op::{EQ, GT, NE};
 use crate::pg::Conninfo;
+use crate::timelines::Primary;
 use walhook_core::catalog::TableName;
 use walhook_core::halt::SourceIdentity;
 
@@ -77,32 +78,36 @@ pub async fn refuse_standby(client: &Client) -> Result<(), SourceError> {
     if row.try_get(0)? { Err(SourceError::Standby) } else { Ok(()) }
 }
 
+/// Which primary this is.
+///
+/// # Errors
+/// [`SourceError::Standby`], or when the server does not answer.
+pub async fn primary(client: &Client) -> Result<Primary, SourceError> {
+    let sql = format!(
+        "SELECT in_recovery, c.system_identifier::pg_catalog.text, CASE WHEN NOT in_recovery THEN {TIMELINE} END
+         FROM pg_catalog.pg_is_in_recovery() in_recovery, pg_catalog.pg_control_system() c"
+    );
+    let row = client.query_typed_one(&sql, &[]).await;
+    let row = row.map_err(SourceError::of("cannot read the cluster's identity"))?;
+    if row.try_get(0)? {
+        return Err(SourceError::Standby);
+    }
+    // The server's type is a signed 64-bit integer that holds an unsigned one.
+    let system_identifier: i64 = row.try_get::<_, &str>(1)?.parse()?;
+    let (system_identifier, timeline) =
+        (system_identifier.cast_unsigned(), row.try_get::<_, i32>(2)?.cast_unsigned());
+    Ok(Primary { system_identifier, timeline })
+}
+
 /// Reads which database this is; `info` is what the session was opened with.
 ///
 /// # Errors
 /// When the server does not answer, or is a standby, where there is no timeline to write to.
 pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity, SourceError> {
-    refuse_standby(client).await?;
-    let row = client
-        .query_one(
-            &format!(
-                "SELECT system_identifier::pg_catalog.text,
-                      pg_catalog.current_database()::pg_catalog.text,
-                    {TIMELINE}
-             FROM pg_catalog.pg_control_system()"
-            ),
-            &[],
-        )
-        .await
-        .map_err(SourceError::of("cannot read the cluster's identity"))?;
-    // The server's type is a signed 64-bit integer that holds an unsigned one.
-    let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
-    Ok(SourceIdentity {
-        system_identifier: system_identifier.cast_unsigned(),
-        timeline: row.try_get::<_, i32>(2)?.cast_unsigned(),
-        host: hosts(info),
-        database: row.try_get(1)?,
-    })
+    let Primary { system_identifier, timeline } = primary(client).await?;
+    let sql = "SELECT pg_catalog.current_database()::pg_catalog.text";
+    let database = client.query_typed_one(sql, &[]).await?.try_get(0)?;
+    Ok(SourceIdentity { system_identifier, timeline, host: hosts(info), database })
 }
 
 /// The hosts that a URL names, as one text.

@@ -6,6 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::error::SourceError;
 use walhook_postgres::fix::{Failure, FixedBy, Line};
 use walhook_postgres::sql::{ConnectError, error_text, is_data_error};
 
@@ -78,6 +79,13 @@ pub enum StateError {
     /// No session could be opened.
     #[error("no connection to the state database")]
     Connection(#[source] ConnectError),
+    /// The tables are not as this instance has stored them last: nothing was written, and what it remembers of them is
+    /// not so.
+    #[error("the state tables are older than what this instance has stored in them")]
+    WentBack,
+    /// It is not a server to lead with.
+    #[error("state database: {0}")]
+    Server(#[source] SourceError),
     /// The server refused, or the session was lost.
     #[error("state database: {}{}", error_text(.0), session::advice(.0))]
     Sql(#[from] tokio_postgres::Error),
@@ -91,6 +99,8 @@ pub enum StateError {
 pub enum Class {
     /// Another leads.
     Fenced,
+    /// What is stored is older than it was: whoever leads begins anew from it.
+    WentBack,
     /// A defect, or another program's doing: to go on would make it worse.
     Defect,
     /// A later program has raised the version: who starts is refused, who leads ends.
@@ -105,6 +115,7 @@ impl StateError {
     pub fn class(&self) -> Class {
         match self {
             Self::Fenced { .. } => Class::Fenced,
+            Self::WentBack => Class::WentBack,
             Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
             | Self::Unreadable { .. } => Class::Defect,
@@ -112,6 +123,7 @@ impl StateError {
             Self::NotSetUp { .. }
             | Self::SchemaTooOld { .. }
             | Self::Connection(_)
+            | Self::Server(_)
             | Self::LogRefused(_)
             | Self::Sql(_) => Class::Fixable,
         }
@@ -121,8 +133,10 @@ impl StateError {
     fn cause(&self) -> Option<&dyn Failure> {
         match self {
             Self::Connection(error) => Some(error),
+            Self::Server(error) => Some(error),
             Self::Sql(error) | Self::LogRefused(error) => Some(error),
             Self::Fenced { .. }
+            | Self::WentBack
             | Self::NotSetUp { .. }
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. }
@@ -160,6 +174,7 @@ impl Failure for StateError {
     fn fix(&self) -> Cow<'static, str> {
         match self {
             Self::Connection(error) => error.fix(),
+            Self::Server(error) => error.fix(),
             Self::Sql(error) | Self::LogRefused(error) => error.fix(),
             Self::NotSetUp { .. } => "run `walhook setup`".into(),
             Self::SchemaTooOld { table, .. } => {
@@ -169,6 +184,9 @@ impl Failure for StateError {
                 format!("run a later walhook, which knows version {found} of the state tables").into()
             }
             Self::CheckpointMoved { .. } => "stop the instance that is running first".into(),
+            Self::WentBack => {
+                "find out whether a standby was promoted, or a copy put in place, that lacks what was stored last".into()
+            }
             Self::Fenced { .. } => {
                 "let the later leader lead; start this instance again, and it stands by".into()
             }
@@ -184,7 +202,11 @@ impl Failure for StateError {
     }
 
     fn say(&self, line: &mut Line) {
-        line.push(&self.to_string());
+        if matches!(self, Self::Server(_)) {
+            line.push("state database");
+        } else {
+            line.push(&self.to_string());
+        }
         if let Some(cause) = self.cause() {
             cause.say(line);
         }

@@ -11,6 +11,7 @@ use walhook_core::settled;
 use walhook_postgres::op::{EQ, PLUS, to_us};
 
 use super::endpoints::{Stops, stops_sql};
+use super::persist::Witness;
 use super::refill::{backlog_sql, read_backlog};
 use super::schema::WITH_PAGES;
 use super::session::Transaction;
@@ -58,7 +59,8 @@ impl StateStore {
 
         // Each statement reads by a snapshot of its own, taken after the bump had its row.
         let checkpoint = format!(
-            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} $2"
+            "SELECT frontier, {} FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} $2",
+            to_us("updated_at")
         );
         let ranges =
             format!("SELECT ranges FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2");
@@ -97,6 +99,8 @@ impl StateStore {
             failing: failing.iter().map(endpoints::read_error).collect::<Result<_, _>>()?,
         };
         self.write_as(epoch);
+        self.last = Some(Witness(checkpoint.try_get(1)?));
+        self.accept_primary();
         self.scope.writes_pages = version >= WITH_PAGES;
         Ok(Recovery { epoch, start, taken_at })
     }

@@ -5,8 +5,11 @@ use tokio_postgres::{Error, Row};
 
 use super::text::{Charset, Storable};
 use super::{Param, StateError};
+use walhook_postgres::error::SourceError;
 use walhook_postgres::pg::DatabaseUrl;
+use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
+use walhook_postgres::timelines::Primary;
 
 /// What a person does about a refusal, as an addition to a message.
 pub(super) fn advice(error: &Error) -> &'static str {
@@ -39,6 +42,10 @@ impl Session {
         let connection = opened.map_err(StateError::Connection)?;
         let charset = Charset::of(connection.server_encoding());
         Ok(Self { connection, charset })
+    }
+
+    pub(super) async fn primary(&self) -> Result<Primary, SourceError> {
+        source::primary(&self.connection).await
     }
 
     pub(super) fn is_closed(&self) -> bool {

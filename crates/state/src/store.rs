@@ -13,9 +13,10 @@ use walhook_core::partition::Partition;
 use walhook_postgres::ident::{quote_ident, quote_literal};
 use walhook_postgres::op::EQ;
 use walhook_postgres::pg::{AsDatabaseUrl, DatabaseUrl};
+use walhook_postgres::timelines::{Primary, Timelines};
 
 use super::deliveries::Refusal;
-use super::persist::Committing;
+use super::persist::{Committing, Witness};
 use super::schema::{NEWEST_TABLE, WITH_PAGES};
 use super::session::Session;
 use super::{SCHEMA_VERSION, StateError, text, unreadable};
@@ -69,8 +70,14 @@ pub struct StateStore {
     pub(super) connection: Session,
     url: DatabaseUrl,
     settings: SessionSettings,
+    /// Where only a primary will do: on which timelines the process has been.
+    timelines: Option<Timelines>,
+    /// The server, then.
+    primary: Option<Primary>,
     pub(super) scope: Scope,
     epoch: Option<Epoch>,
+    /// What the checkpoint's row says, since this session took the lease or stored a batch.
+    pub(super) last: Option<Witness>,
     /// The batch whose COMMIT was begun and not answered.
     pub(super) committing: Option<Committing>,
     /// Whether the delivery log takes pages.
@@ -116,6 +123,31 @@ impl StateStore {
         pipeline: &str,
         settings: SessionSettings,
     ) -> Result<Self, StateError> {
+        Self::open_as(url, schema, pipeline, settings, None).await
+    }
+
+    /// The same for who leads or is to: neither a standby will do, nor a primary on an earlier timeline than the process
+    /// has been on, now and at each [`StateStore::reconnect`].
+    ///
+    /// # Errors
+    /// As [`StateStore::open`], and [`StateError::Server`].
+    pub async fn open_to_lead(
+        url: &impl AsDatabaseUrl,
+        schema: &str,
+        pipeline: &str,
+        settings: SessionSettings,
+        timelines: &Timelines,
+    ) -> Result<Self, StateError> {
+        Self::open_as(url, schema, pipeline, settings, Some(timelines.clone())).await
+    }
+
+    async fn open_as(
+        url: &impl AsDatabaseUrl,
+        schema: &str,
+        pipeline: &str,
+        settings: SessionSettings,
+        timelines: Option<Timelines>,
+    ) -> Result<Self, StateError> {
         let url = url.to_database_url();
         let scope = Scope {
             schema: schema.to_owned(),
@@ -124,9 +156,19 @@ impl StateStore {
             partition: Partition::SOLE.number(),
             writes_pages: false,
         };
-        let connection = connect(&url, settings).await?;
-        let (epoch, committing, log) = (None, None, Refusal::default());
-        let mut store = Self { connection, url, settings, scope, epoch, committing, log };
+        let (connection, primary) = connect(&url, settings, timelines.as_ref()).await?;
+        let mut store = Self {
+            connection,
+            url,
+            settings,
+            timelines,
+            primary,
+            scope,
+            epoch: None,
+            last: None,
+            committing: None,
+            log: Refusal::default(),
+        };
         store.scope.writes_pages = store.check_schema().await? >= WITH_PAGES;
         Ok(store)
     }
@@ -135,10 +177,18 @@ impl StateStore {
     /// next write says so.
     ///
     /// # Errors
-    /// [`StateError::Connection`].
+    /// [`StateError::Connection`], [`StateError::Server`].
     pub async fn reconnect(&mut self) -> Result<(), StateError> {
-        self.connection = connect(&self.url, self.settings).await?;
+        let timelines = self.timelines.as_ref();
+        (self.connection, self.primary) = connect(&self.url, self.settings, timelines).await?;
         Ok(())
+    }
+
+    /// Takes note that what was committed last was, on this server.
+    pub(super) fn accept_primary(&self) {
+        if let (Some(timelines), Some(primary)) = (&self.timelines, self.primary) {
+            timelines.accept(primary);
+        }
     }
 
     /// Whether the session has ended.
@@ -169,6 +219,7 @@ impl StateStore {
         self.epoch = Some(epoch);
         // Each leader numbers its batches anew.
         self.committing = None;
+        self.last = None;
     }
 
     /// Returns the version of the tables.
@@ -284,12 +335,19 @@ impl Scope {
     }
 }
 
-async fn connect(url: &DatabaseUrl, settings: SessionSettings) -> Result<Session, StateError> {
+async fn connect(
+    url: &DatabaseUrl,
+    settings: SessionSettings,
+    timelines: Option<&Timelines>,
+) -> Result<(Session, Option<Primary>), StateError> {
     let connection = Session::open(url, settings.application_name).await?;
     let (timeout, limits) = (quote_literal(IDLE_IN_TRANSACTION), settings.sql());
     let set = format!("{limits}SET idle_in_transaction_session_timeout = {timeout}; {PLANS}");
     connection.batch_execute(&set).await?;
-    Ok(connection)
+    let Some(timelines) = timelines else { return Ok((connection, None)) };
+    let primary = connection.primary().await.map_err(StateError::Server)?;
+    timelines.check(primary).map_err(StateError::Server)?;
+    Ok((connection, Some(primary)))
 }
 
 pub(super) fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {

@@ -11,6 +11,7 @@ mod replays;
 mod text;
 mod unrouted;
 mod upkeep;
+mod went_back;
 mod workers;
 
 use std::time::Duration;

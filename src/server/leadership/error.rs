@@ -264,6 +264,7 @@ impl From<StateError> for OpenError {
     fn from(error: StateError) -> Self {
         match error.class() {
             Class::Fenced => Self::Stop(Stop::Fenced),
+            Class::WentBack => Self::Stop(Stop::WentBack),
             Class::Defect => Self::Stop(Fatal::State(error).into()),
             Class::SchemaTooNew | Class::Fixable => match error.refused().and_then(fix_of_state) {
                 Some(fix) => Self::refused(StartError::StateLacks { refused: error, fix }),

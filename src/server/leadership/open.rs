@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::OpenError;
 use crate::config::Config;
+use crate::server::known::{self, Known};
 use crate::server::sessions::{LEASE, SENTINEL, STREAM, open_state};
 use crate::server::{Stop, published};
 use walhook_core::halt::{self, SourceIdentity};
@@ -15,8 +16,9 @@ use walhook_core::lsn::Lsn;
 use walhook_postgres::error::SourceError;
 use walhook_postgres::pg::{Conninfo, DatabaseUrl};
 use walhook_postgres::slot::{self, Slot};
-use walhook_postgres::source::hosts;
+use walhook_postgres::source;
 use walhook_postgres::sql::{ConnectError, Connection};
+use walhook_postgres::timelines::Primary;
 use walhook_postgres::wire::{self, Replication, WireError};
 use walhook_state::{StateError, StateStore};
 
@@ -33,58 +35,78 @@ pub(in crate::server) struct Session {
     pub(in crate::server) stream: wire::Stream,
     /// Ends at once when the server shuts down, also while nobody reads the stream.
     pub(in crate::server) sentinel: Connection,
+    /// The server.
+    pub(in crate::server) primary: Primary,
     /// The session's `wal_sender_timeout`.
     pub(in crate::server) sender_timeout: Duration,
     /// Set when this is a standby that was promoted since we last looked: its timeline, to be stored.
     pub(super) promoted: Option<u32>,
 }
 
-/// Opens the source again for a leader that has received everything up to `at`; where it `streams`, large
-/// transactions come while they are open.
+/// How far a leader is.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::server) struct Place {
+    /// It has received everything up to here.
+    pub(in crate::server) at: Lsn,
+    /// It has acknowledged everything up to here, and stored that before.
+    pub(in crate::server) flushed: Lsn,
+}
+
+/// Opens the source again for a leader that is so far; where it `streams`, large transactions come while they are open.
 pub(in crate::server) async fn reopen(
     config: &Config,
+    known: &Known,
     epoch: Epoch,
-    at: Lsn,
+    Place { at, flushed }: Place,
     streams: bool,
 ) -> Result<Session, OpenError> {
-    let mut store = open_state(config, LEASE).await?;
+    let mut store = open_state(config, &known.timelines, LEASE).await?;
     store.write_as(epoch);
     let expected = store.source_identity().await?;
-    let session = open(config, &expected, at, streams).await?;
+    let session = open(config, known, &expected, at, streams).await?;
     // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
     // slot on, which would look like a gap.
     if store.current_epoch().await? != epoch {
         return Err(OpenError::Stop(Stop::Fenced));
     }
-    check_slot(config, &session.sentinel, at).await?;
+    // Before anything is acknowledged to a slot that may have gone back with the tables.
+    if store.frontier().await? < flushed {
+        return Err(OpenError::Stop(Stop::WentBack));
+    }
+    store_promotion(&mut store, session.promoted).await?;
+    check_slot(config, &session.sentinel, at, at).await?;
     let published = published::check(config, &session.sentinel).await;
     published.map_err(OpenError::passing)??;
-    store_promotion(&mut store, session.promoted).await?;
     Ok(session)
 }
 
-/// The positions are those of the new primary from now on.
+/// The positions are those of the new primary from now on, also where its slot lacks some.
 pub(super) async fn store_promotion(
     store: &mut StateStore,
     promoted: Option<u32>,
 ) -> Result<(), StateError> {
     let Some(timeline) = promoted else { return Ok(()) };
     store.set_timeline(timeline).await?;
-    tracing::warn!(timeline, "going on from a standby that was promoted: nothing is missing");
+    tracing::warn!(
+        timeline,
+        "going on from a standby that was promoted: it has all that was received"
+    );
     Ok(())
 }
 
-/// Whether the slot that is ours now sends everything from `at` on. Returns the end of the WAL.
+/// Whether the slot that is ours now sends everything from `at` on, and the WAL reaches to what was `read` of it. Returns
+/// the end of the WAL.
 pub(super) async fn check_slot(
     config: &Config,
     sentinel: &Connection,
     at: Lsn,
+    read: Lsn,
 ) -> Result<Lsn, OpenError> {
     let name = &config.source.slot;
     let slot = slot::read(sentinel, name).await?;
     halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), at)?;
-    let wal_end = slot.map_or(at, |slot| slot.wal_end);
-    halt::check_wal_end(wal_end, at)?;
+    let wal_end = slot.map_or(read, |slot| slot.wal_end);
+    halt::check_wal_end(wal_end, read)?;
     Ok(wal_end)
 }
 
@@ -95,11 +117,12 @@ pub(super) fn direct_url(config: &Config) -> &DatabaseUrl {
 
 pub(super) async fn open(
     config: &Config,
+    known: &Known,
     expected: &SourceIdentity,
     at: Lsn,
     streams: bool,
 ) -> Result<Session, OpenError> {
-    let source = &config.source;
+    let settings = &config.source;
     let url = direct_url(config);
     // Past a pooler, whose sessions outlive the server's shutdown.
     let sentinel = Connection::open(url, SENTINEL.name).await?;
@@ -112,38 +135,48 @@ pub(super) async fn open(
     let found = SourceIdentity {
         system_identifier: system.system_identifier,
         timeline: system.timeline,
-        host: hosts(&Conninfo::parse(&source.url).map_err(ConnectError::from)?),
+        host: source::hosts(&Conninfo::parse(&settings.url).map_err(ConnectError::from)?),
         database: system.database,
     };
+    // The stored identity may be the old primary's own. The two sessions need not be with one server.
+    let (primary, beside) = (known::primary(&found), source::primary(&sentinel).await?);
+    for one in [primary, beside] {
+        known.timelines.check(one)?;
+    }
+    if primary.system_identifier == beside.system_identifier {
+        primary.check(beside.timeline)?;
+        beside.check(primary.timeline)?;
+    }
     let promoted = if halt::is_promoted(&found, expected) {
         let left = replication.left_timeline(expected.timeline, found.timeline).await?;
-        halt::check_promotion(&found, expected, left, at)?;
+        halt::check_promotion(&found, expected, left, known.read_up_to(expected, at))?;
         Some(found.timeline)
     } else {
         halt::check_source(&found, expected)?;
         None
     };
-    let slot = slot::read(&sentinel, &source.slot).await?;
+    let slot = slot::read(&sentinel, &settings.slot).await?;
     if promoted.is_some() && slot.is_none() {
         // The slot did not come with the standby: what helps is to adopt this cluster, which makes one.
         halt::check_source(&found, expected)?;
     }
+    known.timelines.accept(primary);
     if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
         return Err(OpenError::SlotInUse);
     }
     // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
     if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
-        halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
+        halt::check_slot(&settings.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
     }
-    let sender_timeout = lease_timeout(&mut replication, source.lease_timeout).await?;
+    let sender_timeout = lease_timeout(&mut replication, settings.lease_timeout).await?;
     if streams {
-        replication.stream_above(source.stream_above.0).await?;
+        replication.stream_above(settings.stream_above.0).await?;
     }
     let replication = replication.with_messages(config.reads_messages());
     let stream = replication
-        .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())
+        .start(&settings.slot, &settings.publication, at, config.memory.max_change_bytes())
         .await?;
-    Ok(Session { stream, sentinel, sender_timeout, promoted })
+    Ok(Session { stream, sentinel, primary, sender_timeout, promoted })
 }
 
 /// How long the server keeps the slot for us should we freeze: what it is set to, and at most `ours`.

@@ -1,7 +1,7 @@
 //! What the reader does without a stream: it waits for the next one, or for a halt to be due.
 
 use super::Reader;
-use crate::server::leadership::{self, OpenError, Session, reopen};
+use crate::server::leadership::{self, OpenError, Place, Session, reopen};
 use crate::server::stop::Stop;
 use walhook_postgres::fix::Failure;
 
@@ -30,9 +30,7 @@ impl Reader {
     /// Opens the next stream. The waits before it grow from one to the next, until one has shown that it leads on.
     pub(super) async fn reconnect(&mut self) -> Result<Option<Session>, Stop> {
         loop {
-            // What keepalives told of is acknowledged too, and may be beyond the last commit: the slot
-            // must not look as if it had skipped that.
-            let at = self.changes.resume_lsn().max(*self.flushed.borrow());
+            let at = Place { at: self.resume_lsn(), flushed: *self.flushed.borrow() };
             tokio::select! {
                 biased;
                 () = self.drain.cancelled() => return Ok(None),
@@ -43,7 +41,7 @@ impl Reader {
                 biased;
                 () = self.drain.cancelled() => return Ok(None),
                 () = self.abort.cancelled() => return Ok(None),
-                opened = reopen(&self.config, self.epoch, at, self.streaming.is_on()) => opened,
+                opened = reopen(&self.config, &self.known, self.epoch, at, self.streaming.is_on()) => opened,
             };
             match opened {
                 Ok(session) => return Ok(Some(session)),

@@ -7,8 +7,10 @@ use tokio::time::Duration;
 use tokio_postgres::error::SqlState;
 
 use super::{Fetched, LookupError, LookupSettings, Lookups};
-use crate::row_security;
+use crate::error::SourceError;
 use crate::sql::{ConnectError, Connection};
+use crate::timelines::Primary;
+use crate::{row_security, source};
 use walhook_core::event::AccountId;
 
 /// A look-up that waits longer for a lock fails, and says so; one that takes longer likewise. Another
@@ -67,6 +69,14 @@ impl LookupSession {
     pub(super) async fn limit(&self, limit: Duration) -> Result<(), LookupError> {
         let set = format!("SET statement_timeout = {}", limit.as_millis());
         Ok(self.client.batch_execute(&set).await?)
+    }
+
+    /// Which primary it is with.
+    ///
+    /// # Errors
+    /// As [`source::primary`].
+    pub async fn primary(&self) -> Result<Primary, SourceError> {
+        source::primary(&self.client).await
     }
 
     /// Whether it has ended.

@@ -14,11 +14,11 @@ use bytes::Bytes;
 
 use super::new_pages::Split;
 use super::{
-    PersistBatch, Persisted, Scope, StateError, Step, Transaction, Witness, write_frontier,
+    Led, PersistBatch, Persisted, Scope, StateError, Step, Transaction, Witness, write_frontier,
     write_rows,
 };
 use walhook_core::event::{AccountId, Event};
-use walhook_core::id::{Epoch, ReplayId};
+use walhook_core::id::ReplayId;
 use walhook_core::persist::{DeadLetter, DeadReason, Retried};
 use walhook_postgres::sql::is_data_error;
 
@@ -26,12 +26,12 @@ use walhook_postgres::sql::is_data_error;
 pub(super) async fn write(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: Epoch,
+    led: Led,
     batch: &PersistBatch,
 ) -> Result<(Persisted, Witness), StateError> {
-    let witness = write_frontier(tx, scope, epoch, batch).await?;
+    let witness = write_frontier(tx, scope, led, batch).await?;
     let mut persisted = Persisted::default();
-    let mut step = Step::first(epoch, batch);
+    let mut step = Step::first(led.epoch, batch);
     let mut pieces = vec![(rows_of(batch), 0)];
     while let Some((piece, weakened)) = pieces.pop() {
         step = step.next().next();

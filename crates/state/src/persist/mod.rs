@@ -75,8 +75,7 @@ use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
 pub(super) use bodies::with_unused;
 pub use history::StoredAttempt;
-pub(super) use witness::Committing;
-use witness::Witness;
+pub(super) use witness::{Committing, Led, Witness};
 
 impl StateStore {
     /// Makes `batch` durable, all of it or nothing.
@@ -84,8 +83,8 @@ impl StateStore {
     /// Of an endpoint that is in several of `enabled`, `disabled` and `paused`, the last of these stands.
     ///
     /// # Errors
-    /// [`StateError::Fenced`] and [`StateError::FrontierDecreases`]: nothing was written, and trying
-    /// again will not help. [`StateError::Sql`], when transient: [`StateStore::reconnect`] and store
+    /// [`StateError::Fenced`], [`StateError::WentBack`] and [`StateError::FrontierDecreases`]: nothing was
+    /// written, and trying again will not help. [`StateError::Sql`], when transient: [`StateStore::reconnect`] and store
     /// the same batch again.
     pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
         // No lease taken is no right to write.
@@ -96,34 +95,41 @@ impl StateStore {
         let lines = batch.log.len() as u64;
         let mut tx = self.connection.transaction().await?;
         let is_stored = match self.committing.filter(|last| last.number == batch.number) {
-            Some(last) => last.is_stored(&tx, &self.scope, epoch).await?,
+            Some(last) if last.has_committed(&tx, &self.scope, epoch).await? => {
+                self.last = Some(last.witness);
+                true
+            }
+            Some(last) => last.is_stored,
             None => false,
         };
+        let led = Led { epoch, last: self.last };
         let (rest, number) = (is_stored.then(|| batch.unanswered()), batch.number);
         let split = rest.as_ref().map_or(split, Split::rows);
         let batch = rest.as_ref().unwrap_or(batch);
         let mut page = page.as_ref().filter(|_| !is_stored);
-        let mut written = write(&tx, &self.scope, epoch, batch, &split, page).await;
+        let mut written = write(&tx, &self.scope, led, batch, &split, page).await;
         let mut refused = None;
         if let Err(error @ StateError::LogRefused(_)) = written {
             // All else must not wait until that is mended.
             (refused, page) = (Some(error), None);
             tx.rollback().await?;
             tx = self.connection.transaction().await?;
-            written = write(&tx, &self.scope, epoch, batch, &split, None).await;
+            written = write(&tx, &self.scope, led, batch, &split, None).await;
         }
         let (mut persisted, witness) = match written {
             Err(StateError::Sql(error)) if is_data_error(&error) => {
                 page = None;
                 tx.rollback().await?;
                 tx = self.connection.transaction().await?;
-                isolate::write(&tx, &self.scope, epoch, batch).await?
+                isolate::write(&tx, &self.scope, led, batch).await?
             }
             written => written?,
         };
         self.committing = Some(Committing { number, witness, is_stored });
         tx.commit().await?;
         self.committing = None;
+        self.last = Some(witness);
+        self.accept_primary();
         if page.is_some() {
             self.log.taken();
         } else if !is_stored {
@@ -140,18 +146,15 @@ impl StateStore {
 pub(super) async fn write(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: Epoch,
+    led: Led,
     batch: &PersistBatch,
     split: &Split,
     page: Option<&Page>,
 ) -> Result<(Persisted, Witness), StateError> {
     // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
-    let step = Step::first(epoch, batch);
+    let step = Step::first(led.epoch, batch);
     let all_else = async {
-        try_join!(
-            write_frontier(tx, scope, epoch, batch),
-            write_rows(tx, scope, step, batch, split)
-        )
+        try_join!(write_frontier(tx, scope, led, batch), write_rows(tx, scope, step, batch, split))
     };
     let (written, logged) = join!(all_else, append(tx, scope, page));
     match (written, logged) {
@@ -171,12 +174,12 @@ pub(super) async fn write(
 async fn write_frontier(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: Epoch,
+    led: Led,
     batch: &PersistBatch,
 ) -> Result<Witness, StateError> {
     let ((), witness, (), ()) = try_join!(
-        fence(tx, scope, epoch),
-        checkpoint(tx, scope, batch.frontier),
+        fence(tx, scope, led.epoch),
+        checkpoint(tx, scope, led, batch.frontier),
         append_settled(tx, scope, &batch.settled),
         remove_passed(tx, scope, batch.frontier),
     )?;
@@ -302,18 +305,20 @@ impl Step {
 async fn checkpoint(
     tx: &Transaction<'_>,
     scope: &Scope,
+    led: Led,
     frontier: Lsn,
 ) -> Result<Witness, StateError> {
     let Scope { s, pipeline, partition, .. } = scope;
     let advance = format!(
-        "WITH stored AS (SELECT frontier FROM {s}.checkpoint
+        "WITH stored AS (SELECT frontier, {} AS written FROM {s}.checkpoint
                          WHERE pipeline {EQ} $1 AND partition {EQ} $2 FOR UPDATE),
               advanced AS (UPDATE {s}.checkpoint c
                            SET frontier = $3, updated_at = pg_catalog.clock_timestamp()
                            WHERE c.pipeline {EQ} $1 AND c.partition {EQ} $2
                              AND (SELECT frontier FROM stored) {LE} $3
                            RETURNING {} AS written)
-         SELECT frontier, (SELECT written FROM advanced) FROM stored",
+         SELECT frontier, written, (SELECT written FROM advanced) FROM stored",
+        to_us("updated_at"),
         to_us("c.updated_at")
     );
     let asked = PgLsn::from(frontier.0);
@@ -321,11 +326,12 @@ async fn checkpoint(
         [(pipeline, Type::TEXT), (partition, Type::INT4), (&asked, Type::PG_LSN)];
     let stored = tx.query_typed_opt(&advance, &params).await?;
     let row = stored.ok_or_else(|| scope.not_set_up())?;
+    led.check(Witness(row.try_get(1)?))?;
     match lsn(&row, 0)? {
         stored if stored > frontier => {
             Err(StateError::FrontierDecreases { stored, asked: frontier })
         }
-        _ => Ok(Witness(row.try_get(1)?)),
+        _ => Ok(Witness(row.try_get(2)?)),
     }
 }
 

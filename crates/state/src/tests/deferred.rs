@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, queue, row_id, tried};
 use super::batch;
+use crate::persist::Led;
 use crate::persist::new_pages::Split;
 use crate::{
     DeadLetterFilter, DeferredCursor, DeferredFilter, DeliveryFilter, Logged, StateError,
@@ -350,7 +351,8 @@ async fn event_with_many_endpoints_costs_each_delivery_no_more_than_one_with_few
     let changes = PersistBatch { resolved, ..batch(0x100) };
     let tx = store.connection.transaction().await.unwrap();
     let split = Split::rows(&changes);
-    persist::write(&tx, &store.scope, Epoch(1), &changes, &split, None).await.unwrap();
+    let led = Led { epoch: Epoch(1), last: None };
+    persist::write(&tx, &store.scope, led, &changes, &split, None).await.unwrap();
     let read: i64 = tx.query_typed_one(ROWS_READ, &[]).await.unwrap().get(0);
     assert!((80..500).contains(&read), "40 rows of {ENDPOINTS} of one event took {read}");
     tx.commit().await.unwrap();
@@ -409,7 +411,8 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
     };
     let tx = store.connection.transaction().await.unwrap();
     let split = Split::rows(&changes);
-    persist::write(&tx, &store.scope, Epoch(1), &changes, &split, None).await.unwrap();
+    let led = Led { epoch: Epoch(1), last: None };
+    persist::write(&tx, &store.scope, led, &changes, &split, None).await.unwrap();
     let read = tx.query_typed_one(ROWS_READ, &[]).await;
     let read: i64 = read.unwrap().get(0);
     assert!((200..3_000).contains(&read), "200 rows of {ROWS} took {read}");

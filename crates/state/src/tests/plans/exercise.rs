@@ -262,7 +262,7 @@ pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static 
         step!(done, store, lower_version, Once, store.lower_version(SCHEMA_VERSION));
     }
     step!(done, store, reconnect, Few, store.reconnect());
-    done.extend(["open", "open_with", "closed"].map(|name| (name, Few)));
+    done.extend(["open", "open_with", "open_to_lead", "closed"].map(|name| (name, Few)));
     done
 }
 
@@ -293,6 +293,7 @@ async fn leading(
     let letters: Vec<_> = some().iter().map(|n| n.cast_signed() + 1).collect();
     let batch = batch(USED.load(Ordering::Relaxed), frontier, &letters, &[job.id.0, first.id.0]);
     step!(done, store, persist, Few, store.persist(&batch));
+    step!(done, store, check_last, Few, store.check_last());
     step!(done, store, finish_job, Few, store.finish_job(job.id, None));
     step!(done, store, close_replayed_gaps, Once, store.close_replayed_gaps(first.id, &replay));
     step!(done, store, replay, Few, store.replay(first.id));

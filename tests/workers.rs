@@ -2,6 +2,7 @@
 
 mod bus;
 mod leading;
+mod shared;
 mod unheard;
 
 use std::net::SocketAddr;

@@ -83,6 +83,8 @@ pub(super) struct LeaderBefore {
     pub(super) until: Lsn,
     /// The sessions of its workers, as it stored them last.
     pub(super) sessions: Vec<String>,
+    /// What this one and that lead.
+    pub(super) database: SourceIdentity,
 }
 
 /// What is known of earlier attempts to lead.
@@ -231,11 +233,11 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     store_promotion(&mut store, session.promoted).await?;
     let read = known.read_up_to(&expected, frontier);
     let until = check_slot(config, &session.sentinel, frontier, read).await?;
-    let before = LeaderBefore { until, sessions };
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let system_identifier = expected.system_identifier;
+    let before = LeaderBefore { until, sessions, database: expected };
     let source = Source { session, streams, rules, changes, left_out };
     let known = known.clone();
     Ok(Leader { epoch, clock, system_identifier, start, store, source, before, known })

@@ -55,6 +55,8 @@ pub enum Part {
     Watch,
     /// The table of workers.
     Workers,
+    /// Workers that are there, and do not serve this leader; or leaders, and this worker.
+    Joining,
     /// What became of workers' requests.
     Outcomes,
     /// Receiving large transactions while they are open.
@@ -69,7 +71,7 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Start,
         Self::Stream,
         Self::Sending,
@@ -88,6 +90,7 @@ impl Part {
         Self::Notices,
         Self::Watch,
         Self::Workers,
+        Self::Joining,
         Self::Outcomes,
         Self::Streaming,
         Self::OpenTransactions,
@@ -117,6 +120,7 @@ impl Part {
             Self::Notices => "notices",
             Self::Watch => "watch",
             Self::Workers => "workers",
+            Self::Joining => "joining",
             Self::Outcomes => "outcomes",
             Self::Streaming => "streaming",
             Self::OpenTransactions => "open_transactions",
@@ -165,6 +169,9 @@ impl Part {
             Self::Workers => {
                 "cannot store how workers stand; delivery goes on, and `workers list` is old"
             }
+            Self::Joining => {
+                "leader and workers hear of each other, and some do not come together; others send meanwhile"
+            }
             Self::Outcomes => {
                 "what became of requests at workers is not heard; they are sent again by others, and these workers \
                  get none"
@@ -209,6 +216,7 @@ impl Part {
             Self::Notices => "notices are read",
             Self::Watch => "changes of the endpoint table come",
             Self::Workers => "how workers stand is stored",
+            Self::Joining => "leader and workers come together",
             Self::Outcomes => {
                 "no worker is left of which it is not heard what becomes of its requests"
             }
@@ -243,6 +251,7 @@ impl Part {
             | Self::Notices
             | Self::Watch
             | Self::Workers
+            | Self::Joining
             | Self::Outcomes
             | Self::Streaming
             | Self::OpenTransactions

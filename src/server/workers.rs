@@ -26,9 +26,10 @@ use super::stop::{Fatal, Stop, Unfit};
 use crate::config::{Config, Egress, LocalSending, Memory, Scheduler, WorkerConfig, Workers};
 use serve::{Serves, serve};
 use walhook_bus::{Bus, BusEvent, Subscription};
+use walhook_core::halt::SourceIdentity;
 use walhook_core::redact::redact;
 use walhook_fleet::BYTE_BUDGET;
-use walhook_fleet::frame::Digest;
+use walhook_fleet::frame::{Digest, PipelineId};
 use walhook_fleet::leader::SPARE;
 use walhook_fleet::subjects::Subjects;
 use walhook_http::sender::Sender;
@@ -106,6 +107,29 @@ pub(super) async fn subscribe(link: &Link, subject: &str) -> Result<Subscription
     Ok(subscribed.map_err(|error| Unfit::Workers(error.to_string()))?)
 }
 
+/// What tells the pipeline of this configuration at this source from all others: the same for each of its leaders.
+pub(crate) fn pipeline_id(config: &Config, source: &SourceIdentity) -> PipelineId {
+    let SourceIdentity { system_identifier, database, timeline: _, host: _ } = source;
+    let mut hash = Sha256::new();
+    hash.update(system_identifier.to_be_bytes());
+    for text in [database, &config.source.slot, &config.state.schema] {
+        hash.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(text);
+    }
+    let mut id = [0; 16];
+    id.iter_mut().zip(hash.finalize()).for_each(|(to, from)| *to = from);
+    PipelineId(id)
+}
+
+/// Another pipeline was heard on the subjects of this one.
+pub(crate) fn shared(subject: &str) -> String {
+    format!("another pipeline uses the subject {subject} on this bus")
+}
+
+/// What to do about it.
+pub(crate) const SHARED_FIX: &str =
+    "give each pipeline its own workers.subject, at its leaders and its workers";
+
 /// What stands for an `[egress]`: alike where the same requests may go the same way. A proxy's password is
 /// no part of it.
 pub(crate) fn egress_digest(egress: &Egress) -> Digest {
@@ -156,6 +180,7 @@ pub async fn run_worker(config: WorkerConfig, shutdown: CancellationToken) -> Re
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, work, closed.clone()));
     tell.set_role(Role::Worker);
     let serves = Serves {
+        subject: config.workers.subject.clone(),
         link,
         transport,
         slots: (fast_slots, slow_slots),
@@ -191,7 +216,9 @@ impl Standby {
     ) -> Option<Self> {
         let Sender::Live(transport) = sender else { return None };
         let (slots, byte_budget) = capacity(&config.scheduler, &config.memory);
+        let Some(workers) = &config.workers else { return None };
         let serves = Serves {
+            subject: workers.subject.clone(),
             link: link.clone(),
             transport: Arc::clone(transport),
             slots,

@@ -16,13 +16,13 @@ use crate::support::{PATIENCE, RULES, World};
 const SOON: &str =
     "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nretry_base = \"100ms\"\n";
 
-async fn walhook(world: &World, args: &[&str]) -> Result<String> {
+pub(super) async fn walhook(world: &World, args: &[&str]) -> Result<String> {
     let output = world.walhook(args).await?;
     Ok(String::from_utf8([output.stdout, output.stderr].concat())?)
 }
 
 /// Waits until what fails says this.
-async fn until_troubled(world: &World, text: &str) -> Result<()> {
+pub(super) async fn until_troubled(world: &World, text: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (_, troubles) = get(world.admin, "/troubles").await?;

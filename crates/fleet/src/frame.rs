@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Big-endian; the body is a protobuf message, of which each kind has one: a reader passes over fields that it does
-//! not know. `Lead`, `Hello` and `Refused` are always of version [`OLDEST`], for they find out what both speak; all
+//! not know. Field [`PIPELINE_FIELD`] of every kind names the pipeline: others may use the same subjects. `Lead`, `Hello` and `Refused` are always of version [`OLDEST`], for they find out what both speak; all
 //! others are of the session's.
 //!
 //! What is read is bounded before it is kept: a frame that says more than its kind may is an error, never a panic.
@@ -34,6 +34,9 @@ const MAGIC: [u8; 2] = *b"WH";
 
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 2 + 1 + 1 + 8 + 16 + 8;
+
+/// The field of every kind that names the pipeline.
+pub const PIPELINE_FIELD: u32 = 100;
 
 /// Bytes of one frame at most, as large as a server of the bus may be set to take them.
 pub const FRAME_MAX: usize = 64 << 20;
@@ -104,6 +107,10 @@ impl fmt::Debug for SessionId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkerId(pub u128);
 
+/// One pipeline: the same for all its leaders, and another one's is another. No secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PipelineId(pub [u8; 16]);
+
 /// The versions of frames that somebody speaks: all from the oldest to the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
@@ -133,6 +140,8 @@ pub struct Frame {
     pub version: u8,
     /// The leader that it is from, or for.
     pub epoch: Epoch,
+    /// Whose leader and worker speak; one of an earlier build does not say.
+    pub pipeline: Option<PipelineId>,
     /// The session; 0 in a [`Lead`], which is for all.
     pub session: SessionId,
     /// Counts what one side sends on one subject, from 1; 0 where nothing goes by it.
@@ -218,7 +227,9 @@ impl Frame {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let body = wire::Kind::of(&self.body);
-        let mut bytes = BytesMut::with_capacity(HEADER_BYTES + body.encoded_len());
+        let pipeline = wire::PipelineBody::from(self.pipeline);
+        let length = HEADER_BYTES + body.encoded_len() + pipeline.encoded_len();
+        let mut bytes = BytesMut::with_capacity(length);
         bytes.put_slice(&MAGIC);
         bytes.put_u8(self.version);
         bytes.put_u8(body.number());
@@ -226,6 +237,8 @@ impl Frame {
         bytes.put_u128(self.session.0);
         bytes.put_u64(self.seq);
         body.encode(&mut bytes);
+        // It grows as it needs: there is always room.
+        let _ = pipeline.encode(&mut bytes);
         bytes.freeze()
     }
 
@@ -244,8 +257,10 @@ impl Frame {
         if !spoken.range().contains(&version) {
             return Err(FrameError::Version(version));
         }
-        let body = wire::Kind::decode(kind, bytes.slice(HEADER_BYTES..))?;
-        Ok(Self { version, epoch, session, seq, body })
+        let body = bytes.slice(HEADER_BYTES..);
+        let pipeline = wire::pipeline(&body)?;
+        let body = wire::Kind::decode(kind, body)?;
+        Ok(Self { version, epoch, pipeline, session, seq, body })
     }
 }
 

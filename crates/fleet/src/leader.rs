@@ -117,7 +117,6 @@ impl Fleet {
         let before = std::mem::replace(&mut settings.before, Before::NOTHING);
         Self {
             adoption: Adoption::new(before, now),
-            settings,
             now,
             connected: false,
             was_connected: false,
@@ -127,7 +126,7 @@ impl Fleet {
             sessions: BTreeMap::new(),
             placed: BTreeMap::new(),
             nobody: VecDeque::new(),
-            next_key: 0,
+            next_key: first_key(settings.seed),
             ready: BTreeSet::new(),
             gone: BTreeSet::new(),
             gone_in_order: VecDeque::new(),
@@ -141,6 +140,7 @@ impl Fleet {
             workers_changed: false,
             workers_told: None,
             counters: FleetCounters::default(),
+            settings,
         }
     }
 
@@ -312,8 +312,15 @@ impl Fleet {
     }
 
     fn lead(&self) -> Frame {
-        let FleetSettings { versions, lease, egress, epoch, .. } = self.settings;
+        let FleetSettings { versions, lease, egress, epoch, pipeline, .. } = self.settings;
         let body = Body::Lead(Lead { versions, lease, egress, asks: true });
-        Frame { version: OLDEST, epoch, session: SessionId::default(), seq: 0, body }
+        let (pipeline, session) = (Some(pipeline), SessionId::default());
+        Frame { version: OLDEST, epoch, pipeline, session, seq: 0, body }
     }
+}
+
+/// Far below the keys that are workers' own, and where no other leader's are: a worker of an earlier build may answer
+/// two leaders that share its subjects, and neither is to take what is the other's.
+fn first_key(seed: u64) -> u64 {
+    pick::spread(!seed) >> 2
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::frame::{ATTEMPTS_BYTES, ByeReason, Hello, Refusal, SessionId, WorkerId};
+use crate::frame::{ATTEMPTS_BYTES, ByeReason, Hello, PipelineId, Refusal, SessionId, WorkerId};
 use crate::{HELLOS_PER_LEASE, LOST_AFTER_LEASE};
 pub use door::{AttemptKey, ServeEffect, ServeInput, ServeSettings, ServeState, To};
 use kept::Kept;
@@ -39,8 +39,8 @@ use walhook_core::tick::micros;
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// Lower epochs are taken again when nothing was heard of the highest one for so long: the state tables were made
-/// anew. A leader that was only stopped finds out by itself before that.
-const FORGET_EPOCH_AFTER: Duration = Duration::from_secs(60);
+/// anew. A leader that was only stopped finds out by itself before that. Likewise another pipeline.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// Sessions that are ending at most: beyond that none begins, for something is wrong with every one.
 const CLOSING_MAX: usize = 64;
@@ -66,6 +66,10 @@ pub struct Serving {
     /// Bytes of outcomes after which no further one is put into a frame.
     outcome_bytes: usize,
     leader: Option<Leader>,
+    /// The one that it serves, and when a leader of it was heard last.
+    pipeline: Option<(PipelineId, u64)>,
+    /// When a leader of another one was heard last.
+    another_us: Option<u64>,
     current: Option<Session>,
     closing: BTreeMap<SessionId, Session>,
     kept: Kept,
@@ -91,6 +95,8 @@ impl Serving {
             connected: false,
             outcome_bytes: ATTEMPTS_BYTES,
             leader: None,
+            pipeline: None,
+            another_us: None,
             current: None,
             closing: BTreeMap::new(),
             kept,
@@ -185,6 +191,12 @@ impl Serving {
         self.leader.map(|leader| Duration::from_micros(now_us.saturating_sub(leader.heard_us)))
     }
 
+    /// How long ago the leader of a pipeline was heard that is not served; `None`: never.
+    #[must_use]
+    pub fn another_heard(&self, now_us: u64) -> Option<Duration> {
+        self.another_us.map(|at| Duration::from_micros(now_us.saturating_sub(at)))
+    }
+
     /// The leader's epoch, as far as it is known.
     #[must_use]
     pub fn epoch(&self) -> Option<Epoch> {
@@ -251,6 +263,12 @@ impl Serving {
         self.join();
     }
 
+    /// What was ordered so far is of another past, or another pipeline's: no later leader is told of it.
+    fn forget_past(&mut self) {
+        self.kept.clear();
+        self.sessions_mut().for_each(Session::forget_deliveries);
+    }
+
     /// Nothing of any session is wanted any more; what runs ends.
     fn orphan_all(&mut self) {
         self.orphan_current();
@@ -274,7 +292,9 @@ impl Serving {
             return;
         }
         let (id, epoch, now_us) = (SessionId(self.rng.random()), leader.epoch, self.now_us);
-        let mut session = Session::new(id, epoch, leader.version, leader.lease, now_us);
+        let pipeline = self.pipeline.map(|(served, _)| served);
+        let of = (epoch, pipeline);
+        let mut session = Session::new(id, of, leader.version, leader.lease, now_us);
         if leader.asks {
             let closing = self.closing.values().filter(|session| session.epoch < epoch);
             let running = closing.flat_map(Session::running_deliveries);

@@ -5,7 +5,7 @@
 
 pub(super) mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,13 +14,16 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::Report;
 use crate::config::{Config, LocalSending, WorkerEgress, Workers};
 use crate::control::bytes;
-use crate::server::workers::{bounds, egress_digest};
+use crate::server::workers::{SHARED_FIX, bounds, egress_digest, pipeline_id, shared};
 use walhook_bus::{Bus, BusEvent, Options, Received, Subscription};
 use walhook_core::id::Epoch;
-use walhook_fleet::frame::{Body, Digest, Frame, Hello, HelloState, SPOKEN, SessionId};
+use walhook_fleet::frame::{Body, Digest, Frame, Hello, HelloState, PipelineId, SPOKEN, SessionId};
 use walhook_fleet::leader::SPARE;
 use walhook_fleet::subjects::Subjects;
 use walhook_fleet::{HELLOS_PER_LEASE, LEAD_EVERY};
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::source;
+use walhook_postgres::sql::Connection;
 
 const BUS: &str = "bus";
 
@@ -50,7 +53,17 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
     largest(config, workers, bus.state().max_payload, report);
     let Some(hellos) = permissions(&bus, &subjects, report).await else { return };
     let seen = listen(workers, hellos).await;
-    known(config, workers, &seen, report);
+    let ours = pipeline_of(config).await;
+    known(config, workers, ours, seen, report);
+}
+
+/// What a leader of this configuration leads, where its source answers: whoever looks at that tells why it does not.
+async fn pipeline_of(config: &Config) -> Option<PipelineId> {
+    let url = &config.source.url;
+    let info = Conninfo::parse(url).ok()?;
+    let opened = timeout(PATIENCE, Connection::open(url, super::NAME)).await.ok()?.ok()?;
+    let source = source::identity(&opened, &info).await.ok()?;
+    Some(pipeline_id(config, &source))
 }
 
 /// The bus and the names on it, where it takes us. `meanwhile`: what happens while it does not.
@@ -185,8 +198,11 @@ async fn permissions(bus: &Bus, subjects: &Subjects, report: &mut Report) -> Opt
     None
 }
 
+/// Sessions that serve, of which pipeline, and what each says of itself.
+type Seen = BTreeMap<SessionId, (Option<PipelineId>, Hello)>;
+
 /// What workers say within the time in which each says something, while somebody leads.
-async fn listen(workers: &Workers, mut hellos: Subscription) -> BTreeMap<SessionId, Hello> {
+async fn listen(workers: &Workers, mut hellos: Subscription) -> Seen {
     let every = workers.lease / HELLOS_PER_LEASE;
     let deadline = Instant::now() + every + LEAD_EVERY + SETTLE;
     let mut seen = BTreeMap::new();
@@ -195,7 +211,7 @@ async fn listen(workers: &Workers, mut hellos: Subscription) -> BTreeMap<Session
         let Ok(frame) = Frame::decode(payload, SPOKEN) else { continue };
         let Body::Hello(hello) = frame.body else { continue };
         match hello.state {
-            HelloState::Serving => seen.insert(frame.session, hello),
+            HelloState::Serving => seen.insert(frame.session, (frame.pipeline, hello)),
             HelloState::Closing(_) => seen.remove(&frame.session),
         };
     }
@@ -206,9 +222,16 @@ async fn listen(workers: &Workers, mut hellos: Subscription) -> BTreeMap<Session
 fn known(
     config: &Config,
     workers: &Workers,
-    seen: &BTreeMap<SessionId, Hello>,
+    ours: Option<PipelineId>,
+    mut seen: Seen,
     report: &mut Report,
 ) {
+    let named: BTreeSet<_> = seen.values().filter_map(|(of, _)| *of).chain(ours).collect();
+    if named.len() > 1 {
+        let finding = format!("{}, and has workers there", shared(&workers.subject));
+        report.fail(WORKERS, finding, SHARED_FIX);
+        seen.retain(|_, (of, _)| ours.is_none() || of.is_none() || *of == ours);
+    }
     if seen.is_empty() {
         let fix =
             "start some with `walhook run --role worker`; they say so while an instance leads";
@@ -227,7 +250,7 @@ fn known(
     };
     let mut taken = BTreeMap::<(&str, Digest), (usize, u64)>::new();
     let mut named = 0;
-    for hello in seen.values() {
+    for (_, hello) in seen.values() {
         let (host, build, digest) = (&hello.host, &hello.build, hello.egress);
         if let Some(why) = refused(hello) {
             named += 1;

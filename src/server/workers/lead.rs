@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::pack::{Order, Packers, Report};
 use super::troubles::Troubles;
-use super::{Link, egress_digest, subscribe};
+use super::{Link, egress_digest, pipeline_id, subscribe};
 use crate::config::{Config, LocalSending, WorkerEgress};
 use crate::server::dispatch::{Back, Sends};
 use crate::server::health::Teller;
@@ -98,8 +98,10 @@ impl LeaderWorkers {
         let Leads { link, transport, metrics, tell, epoch, before, rows } = leads;
         let Some(workers) = &config.workers else { return Ok(None) };
         let (fast, slow) = crate::server::settings::slots(&config.scheduler);
+        let pipeline = pipeline_id(config, &before.database);
         let settings = FleetSettings {
             epoch,
+            pipeline,
             versions: SPOKEN,
             lease: workers.lease,
             timeout: config.delivery.timeout,
@@ -129,12 +131,12 @@ impl LeaderWorkers {
             watch,
             hellos,
             inbox,
-            packers: Packers::start(transport, link, epoch),
+            packers: Packers::start(transport, link, (epoch, pipeline)),
             second: BTreeSet::new(),
             local: 0,
             rows,
             metrics: Arc::clone(metrics),
-            troubles: Troubles::new(tell, workers.local, &link.subjects),
+            troubles: Troubles::new(tell, workers, &link.subjects),
             counted: FleetCounters::default(),
             unreadable: LinePace::default(),
             changes: LinePace::default(),
@@ -383,7 +385,7 @@ impl LeaderWorkers {
         ] {
             metrics.count_adopted(result, now - then);
         }
-        self.troubles.report(now, &gauges, &self.link.bus.state());
+        self.troubles.report(now, &gauges, &counters, &self.link.bus.state());
         if let Some(more) = self.unreadable.take_withheld(now) {
             tracing::warn!(more, "and so many more frames of workers that cannot be read");
         }

@@ -15,7 +15,7 @@ use walhook_bus::NotPublished;
 use walhook_core::attempt::{DeliveryId, Outcome};
 use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::id::Epoch;
-use walhook_fleet::frame::{Attempts, Body, Frame, Request, SessionId};
+use walhook_fleet::frame::{Attempts, Body, Frame, PipelineId, Request, SessionId};
 use walhook_fleet::leader::{Packed, SESSIONS_MAX};
 use walhook_http::transport::{Prepared, Transport};
 use walhook_process::failpoint::Failpoint;
@@ -66,7 +66,7 @@ pub(super) struct Packers {
 
 impl Packers {
     /// They end when this is dropped.
-    pub(super) fn start(transport: &Arc<Transport>, link: &Link, epoch: Epoch) -> Self {
+    pub(super) fn start(transport: &Arc<Transport>, link: &Link, of: (Epoch, PipelineId)) -> Self {
         let (tell, reports) = mpsc::channel(ORDERS);
         let mut tasks = JoinSet::new();
         let orders = (0..PACKERS).map(|_| {
@@ -74,7 +74,8 @@ impl Packers {
             let packer = Packer {
                 transport: Arc::clone(transport),
                 link: link.clone(),
-                epoch,
+                epoch: of.0,
+                pipeline: of.1,
                 tell: tell.clone(),
             };
             tasks.spawn(packer.pack_all(orders));
@@ -96,6 +97,7 @@ struct Packer {
     transport: Arc<Transport>,
     link: Link,
     epoch: Epoch,
+    pipeline: PipelineId,
     tell: mpsc::Sender<Report>,
 }
 
@@ -107,7 +109,8 @@ impl Packer {
                 Order::Pack { session, seq, version, attempts } => {
                     let requests = self.prepare(attempts).await;
                     let body = Body::Attempts(Attempts { requests });
-                    Frame { version, epoch: self.epoch, session, seq, body }
+                    let pipeline = Some(self.pipeline);
+                    Frame { version, epoch: self.epoch, pipeline, session, seq, body }
                 }
             };
             let (session, seq) = (frame.session, frame.seq);

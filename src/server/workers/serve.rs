@@ -20,12 +20,13 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Link, subscribe};
+use super::{Link, SHARED_FIX, shared, subscribe};
 use crate::server::health::{self, Teller};
 use crate::server::leadership::hostname;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
 use crate::server::stop::Stop;
+use crate::server::trouble::Part;
 use walhook_bus::{BusEvent, NotPublished, Received, Subscription, Watch};
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::tick::{Tick, micros};
@@ -48,10 +49,15 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// written: a leader that does not is away, and sends them again.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// A pipeline that is not served was heard within this time: its leader speaks twice a second.
+const ANOTHER_WITHIN: Duration = Duration::from_secs(5);
+
 /// What a worker works with.
 #[derive(Clone)]
 pub(crate) struct Serves {
     pub(crate) link: Link,
+    /// `workers.subject`.
+    pub(crate) subject: String,
     pub(crate) transport: Arc<Transport>,
     /// Requests that it sends at once, fast and slow.
     pub(crate) slots: (u32, u32),
@@ -157,6 +163,8 @@ struct Worker {
     /// When it ends although the leader has not heard of everything.
     give_up_at: Option<Instant>,
     report_at: Instant,
+    /// Since when the leader of another pipeline is heard.
+    another_since: Option<Instant>,
     /// Of lines about frames that cannot be read, and about those that the bus does not take.
     unreadable: LinePace,
     unpublished: LinePace,
@@ -208,6 +216,7 @@ impl Worker {
             draining: false,
             give_up_at: None,
             report_at: Instant::now(),
+            another_since: None,
             unreadable: LinePace::default(),
             unpublished: LinePace::default(),
         }
@@ -382,6 +391,14 @@ impl Worker {
         metrics.connection_bytes.set(count(self.serves.transport.held_bytes()));
         let state = self.serving.state();
         let bus = watch.state();
+        let another = self.serving.another_heard(now_us);
+        if !self.draining && another.is_some_and(|ago| ago < ANOTHER_WITHIN) {
+            let since = *self.another_since.get_or_insert(now);
+            let error = format!("{}; its leader is not served", shared(&self.serves.subject));
+            self.serves.tell.fails_with(Part::Joining, since, &error, SHARED_FIX);
+        } else if self.another_since.take().is_some() {
+            self.serves.tell.works(Part::Joining);
+        }
         self.serves.tell.serves(health::Serving {
             leader_heard_at: self.serving.lead_heard(now_us).and_then(|ago| now.checked_sub(ago)),
             lease_until: left.map(|left| now + left),

@@ -105,7 +105,8 @@ impl Leader {
     }
 
     fn publish(&self, subject: &str, session: SessionId, seq: u64, body: Body) {
-        let frame = Frame { version: OLDEST, epoch: self.epoch, session, seq, body };
+        let frame =
+            Frame { version: OLDEST, epoch: self.epoch, pipeline: None, session, seq, body };
         let _while_the_bus_is_away = self.link.bus.publish(subject, None, frame.encode());
     }
 
@@ -202,6 +203,7 @@ async fn worker(nats: &Nats) -> Result<Running> {
     let (tell, health) = Teller::new("main");
     tell.set_role(Role::Worker);
     let serves = Serves {
+        subject: "walhook".to_owned(),
         link: link(nats).await?,
         transport: Arc::new(config.transport()?),
         slots: (8, 8),

@@ -4,21 +4,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::LocalSending;
+use super::{SHARED_FIX, shared};
+use crate::config::{LocalSending, Workers};
 use crate::server::health::Teller;
 use crate::server::trouble::{PASSING, Part};
 use walhook_bus::State;
 use walhook_core::tick::Tick;
-use walhook_fleet::leader::{FleetGauges, WorkerChanged, WorkerState};
+use walhook_fleet::leader::{FleetCounters, FleetGauges, WorkerChanged, WorkerState};
 use walhook_fleet::subjects::Subjects;
 
 /// A refused worker asks again every 10 s: one that was refused within this time is there.
 const REFUSED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Says that nobody sends, where only workers may, and that what becomes of workers' requests is not heard.
+/// A worker says how it is eight times a lease: one of another pipeline that was heard within this time is there.
+const FOREIGN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Says that nobody sends, where only workers may, that workers are there and serve another pipeline, and that what
+/// becomes of workers' requests is not heard.
 pub(super) struct Troubles {
     tell: Teller,
     local: LocalSending,
+    /// `workers.subject`.
+    subject: String,
     /// What workers publish their outcomes to.
     outcomes: String,
     /// Since when no worker serves.
@@ -28,18 +35,25 @@ pub(super) struct Troubles {
     mute_host: String,
     /// The last worker that was refused: when, its machine, and why.
     refused: Option<(Tick, String, &'static str)>,
+    /// Words of other pipelines' workers so far, and when the last one came.
+    foreign: (u64, Option<Tick>),
+    /// Since when something keeps leader and workers from coming together.
+    apart: Option<Instant>,
 }
 
 impl Troubles {
-    pub(super) fn new(tell: &Teller, local: LocalSending, subjects: &Subjects) -> Self {
+    pub(super) fn new(tell: &Teller, workers: &Workers, subjects: &Subjects) -> Self {
         Self {
             tell: tell.clone(),
-            local,
+            local: workers.local,
+            subject: workers.subject.clone(),
             outcomes: format!("{subjects}.l.>"),
             unserved: None,
             mute: None,
             mute_host: String::new(),
             refused: None,
+            foreign: (0, None),
+            apart: None,
         }
     }
 
@@ -54,7 +68,24 @@ impl Troubles {
     }
 
     /// Says how things stand. To be called now and then.
-    pub(super) fn report(&mut self, now: Tick, gauges: &FleetGauges, bus: &State) {
+    pub(super) fn report(
+        &mut self,
+        now: Tick,
+        gauges: &FleetGauges,
+        counters: &FleetCounters,
+        bus: &State,
+    ) {
+        if self.foreign.0 != counters.foreign {
+            self.foreign = (counters.foreign, Some(now));
+        }
+        let apart = self.why_apart(now);
+        if let Some((error, fix)) = &apart {
+            let since = *self.apart.get_or_insert_with(Instant::now);
+            self.tell.fails_with(Part::Joining, since, error, fix);
+        } else {
+            self.apart = None;
+            self.tell.works(Part::Joining);
+        }
         // One in quarantine is given a request at a time.
         let serve = gauges.serving + gauges.quarantined;
         if self.local != LocalSending::Never || serve > 0 {
@@ -81,6 +112,14 @@ impl Troubles {
             );
             self.tell.fails_with(Part::Outcomes, since, &error, &self.unmute());
         }
+    }
+
+    /// Why workers that are there do not serve this leader, and the fix.
+    fn why_apart(&self, now: Tick) -> Option<(String, String)> {
+        let at = self.foreign.1?;
+        let is_new = now.since(at) < FOREIGN_WITHIN;
+        let error = || format!("{}, and has workers that could be ours", shared(&self.subject));
+        is_new.then(|| (error(), SHARED_FIX.to_owned()))
     }
 
     /// What lets outcomes come.
@@ -114,6 +153,9 @@ impl Troubles {
                 format!("correct the worker's configuration, {or}"),
             );
         }
+        if let Some((error, fix)) = self.why_apart(now) {
+            return (format!("{because}, and {error}"), format!("{fix}, {or}"));
+        }
         let (silent, draining) = (gauges.silent, gauges.draining);
         (
             format!("{because}, and no worker serves ({silent} silent, {draining} draining)"),
@@ -138,23 +180,34 @@ mod tests {
         }
     }
 
+    fn workers(local: LocalSending) -> Workers {
+        let local = match local {
+            LocalSending::Never => "never",
+            LocalSending::Fallback => "fallback",
+            LocalSending::Always => "always",
+        };
+        toml::from_str(&format!("url = \"nats://127.0.0.1:1\"\nlocal = \"{local}\"")).unwrap()
+    }
+
     /// What is said after a while in which nothing else happened.
     async fn said(
         local: LocalSending,
         gauges: FleetGauges,
         connected: bool,
         refused: bool,
+        foreign: u64,
     ) -> Vec<(Part, String)> {
         let (tell, listen) = Teller::new("p");
         let subjects = Subjects::new("walhook", "p").unwrap();
-        let mut troubles = Troubles::new(&tell, local, &subjects);
+        let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
         troubles.mute_host = "w2".into();
         if refused {
             troubles.refused = Some((Tick(0), "w1".into(), "its [egress] differs"));
         }
-        troubles.report(Tick(0), &gauges, &state(connected));
+        let counters = FleetCounters { foreign, ..FleetCounters::default() };
+        troubles.report(Tick(0), &gauges, &counters, &state(connected));
         tokio::time::advance(PASSING).await;
-        troubles.report(Tick(1), &gauges, &state(connected));
+        troubles.report(Tick(1), &gauges, &counters, &state(connected));
         let health = listen.borrow();
         let said =
             health.troubles.iter().map(|(part, it)| (*part, format!("{}; {}", it.error, it.fix)));
@@ -165,7 +218,7 @@ mod tests {
     async fn nobody_sends_where_only_workers_may_and_none_serves_whatever_the_reason() {
         let none = FleetGauges::default();
         let one = async |gauges, connected, refused| {
-            let said = said(LocalSending::Never, gauges, connected, refused).await;
+            let said = said(LocalSending::Never, gauges, connected, refused, 0).await;
             let [(Part::Sending, text), ..] = &said[..] else { panic!("{said:?}") };
             assert!(text.contains("workers.local = \"fallback\""), "{text}");
             text.clone()
@@ -184,16 +237,35 @@ mod tests {
         let silent = FleetGauges { silent: 2, ..none };
         assert!(one(silent, true, false).await.contains("2 silent"));
         for gauges in [FleetGauges { serving: 1, ..none }, FleetGauges { quarantined: 1, ..none }] {
-            assert_eq!(said(LocalSending::Never, gauges, true, false).await, []);
+            assert_eq!(said(LocalSending::Never, gauges, true, false, 0).await, []);
         }
-        assert_eq!(said(LocalSending::Fallback, none, false, true).await, []);
+        assert_eq!(said(LocalSending::Fallback, none, false, true, 0).await, []);
     }
 
     #[tokio::test(start_paused = true)]
     async fn mute_worker_is_told_also_where_the_leader_sends() {
         let mute = FleetGauges { mute: 2, ..FleetGauges::default() };
-        let said = said(LocalSending::Fallback, mute, true, false).await;
+        let said = said(LocalSending::Fallback, mute, true, false, 0).await;
         let [(Part::Outcomes, text)] = &said[..] else { panic!("{said:?}") };
         assert!(text.contains("a worker on w2 is heard, and its outcomes are not"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_pipeline_on_the_subjects_is_told_whoever_sends() {
+        let none = FleetGauges::default();
+        for (local, parts) in [
+            (LocalSending::Never, &[Part::Sending, Part::Joining][..]),
+            (LocalSending::Fallback, &[Part::Joining]),
+        ] {
+            let said = said(local, none, true, false, 7).await;
+            assert_eq!(said.iter().map(|(part, _)| *part).collect::<Vec<_>>(), parts);
+            for (_, text) in said {
+                assert!(
+                    text.contains("another pipeline uses the subject walhook on this bus"),
+                    "{text}"
+                );
+                assert!(text.contains("give each pipeline its own workers.subject"), "{text}");
+            }
+        }
     }
 }

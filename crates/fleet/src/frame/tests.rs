@@ -170,10 +170,12 @@ fn body() -> impl Strategy<Value = Body> {
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
-    (1u8..=2, any::<i64>(), any::<u128>(), any::<u64>(), body()).prop_map(
-        |(version, epoch, session, seq, body)| Frame {
+    let pipeline = option::of(any::<[u8; 16]>().prop_map(PipelineId));
+    (1u8..=2, any::<i64>(), pipeline, any::<u128>(), any::<u64>(), body()).prop_map(
+        |(version, epoch, pipeline, session, seq, body)| Frame {
             version,
             epoch: Epoch(epoch),
+            pipeline,
             session: SessionId(session),
             seq,
             body,
@@ -205,7 +207,7 @@ proptest! {
     #[test]
     fn rubbish_behind_a_header_never_panics(kind in 0u8..10, rest in vec(any::<u8>(), 0..300)) {
         let mut bytes = Frame {
-            version: 1, epoch: Epoch(1), session: SessionId(1), seq: 1, body: Body::Abort(Abort { keys: vec![] }),
+            version: 1, epoch: Epoch(1), pipeline: None, session: SessionId(1), seq: 1, body: Body::Abort(Abort { keys: vec![] }),
         }.encode().to_vec();
         bytes[3] = kind;
         bytes.extend(rest);
@@ -222,7 +224,7 @@ proptest! {
 }
 
 fn of(body: Body) -> Frame {
-    Frame { version: 1, epoch: Epoch(1), session: SessionId(1), seq: 1, body }
+    Frame { version: 1, epoch: Epoch(1), pipeline: None, session: SessionId(1), seq: 1, body }
 }
 
 #[test]
@@ -373,7 +375,20 @@ fn samples() -> Vec<(&'static str, Body)> {
 }
 
 fn sample(body: Body) -> Frame {
-    Frame { version: 1, epoch: Epoch(12), session: SessionId(0xFEED), seq: 3, body }
+    let session = SessionId(0xFEED);
+    Frame { version: 1, epoch: Epoch(12), pipeline: None, session, seq: 3, body }
+}
+
+/// One of each kind as this build writes it, named as `<kind>-of-pipeline`.
+fn samples_of_pipeline() -> Vec<(String, Frame)> {
+    let pipeline = Some(PipelineId([0x5A; 16]));
+    let named = |(name, body)| (format!("{name}-of-pipeline"), Frame { pipeline, ..sample(body) });
+    samples().into_iter().map(named).collect()
+}
+
+fn all_samples() -> Vec<(String, Frame)> {
+    let plain = samples().into_iter().map(|(name, body)| (name.to_owned(), sample(body)));
+    plain.chain(samples_of_pipeline()).collect()
 }
 
 fn from_hex(text: &str) -> Bytes {
@@ -387,29 +402,27 @@ fn from_hex(text: &str) -> Bytes {
 fn frames_of_version_1_are_read_as_they_were_written() {
     let file = include_str!("version1.txt");
     let kept: Vec<(&str, &str)> = file.lines().filter_map(|line| line.split_once(' ')).collect();
-    for (name, body) in samples() {
-        let written =
-            sample(body).encode().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for (name, frame) in all_samples() {
+        let written = frame.encode().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let Some((_, hex)) = kept.iter().find(|(kept, _)| *kept == name) else {
             panic!("no frame of kind {name} is kept; today's is: {name} {written}");
         };
         for spoken in [SPOKEN, BOTH] {
             let read = Frame::decode(from_hex(hex), spoken).unwrap();
-            let expected = samples().into_iter().find(|(of, _)| *of == name).unwrap().1;
-            assert_eq!(read, sample(expected), "{name}");
+            assert_eq!(read, frame, "{name}");
         }
     }
-    assert_eq!(kept.len(), samples().len());
+    assert_eq!(kept.len(), all_samples().len());
 }
 
 /// The next version adds fields: a reader of this one passes over them, in each kind.
 #[test]
 fn field_of_a_later_version_is_passed_over() {
-    for (name, body) in samples() {
-        let mut bytes = sample(body.clone()).encode().to_vec();
+    for (name, frame) in all_samples() {
+        let mut bytes = frame.encode().to_vec();
         // Field 99, once as text and once as a number.
         bytes.extend([0x9A, 0x06, 3, b'n', b'e', b'w', 0x98, 0x06, 1]);
         let read = Frame::decode(bytes.into(), SPOKEN).unwrap();
-        assert_eq!(read, sample(body), "{name}");
+        assert_eq!(read, frame, "{name}");
     }
 }

@@ -13,7 +13,7 @@ use super::outcome::OutcomeBody;
 use super::scan::fields;
 use super::{
     ABORTS_MAX, ATTEMPTS_MAX, FORMER_MAX, FrameError, HEADERS_BYTES_MAX, HEADERS_MAX, NAME_MAX,
-    OUTCOMES_MAX, SessionId, Versions, WorkerId, read,
+    OUTCOMES_MAX, PIPELINE_FIELD, PipelineId, SessionId, Versions, WorkerId, read,
 };
 use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::endpoint::URL_BYTES_MAX;
@@ -130,7 +130,7 @@ impl Kind {
             }
             ABORT => {
                 // Packed numbers take a byte at least, and eight once they are read.
-                bound("bytes of given up requests", body.len(), ABORTS_MAX * 10 + 16)?;
+                bound("bytes of given up requests", body.len(), ABORTS_MAX * 10 + 64)?;
                 let AbortBody { keys } = read(kind, body)?;
                 bound("given up requests of a frame", keys.len(), ABORTS_MAX)?;
                 Body::Abort(Abort { keys })
@@ -153,6 +153,26 @@ impl Kind {
             kind => return Err(FrameError::Kind(kind)),
         })
     }
+}
+
+/// What follows every kind's own fields. A message that is written behind another is read as one with it.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PipelineBody {
+    #[prost(bytes = "bytes", optional, tag = "100")]
+    pipeline: Option<Bytes>,
+}
+
+impl From<Option<PipelineId>> for PipelineBody {
+    fn from(pipeline: Option<PipelineId>) -> Self {
+        Self { pipeline: pipeline.map(|PipelineId(id)| Bytes::copy_from_slice(&id)) }
+    }
+}
+
+/// The pipeline that a body names.
+pub(super) fn pipeline(body: &[u8]) -> Result<Option<PipelineId>, FrameError> {
+    let named = fields("names of a pipeline", body, PIPELINE_FIELD.into(), 1)?;
+    let id = |bytes: &&[u8]| <[u8; 16]>::try_from(*bytes).map(PipelineId);
+    named.first().map(id).transpose().map_err(|_| FrameError::Field("pipeline"))
 }
 
 /// What of [`Message`] is the same for all kinds.

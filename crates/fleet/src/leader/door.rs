@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::adopt::Before;
-use crate::frame::{ByeReason, Digest, Frame, Refusal, SessionId, Versions};
+use crate::frame::{ByeReason, Digest, Frame, PipelineId, Refusal, SessionId, Versions};
 use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
 use walhook_core::id::Epoch;
 use walhook_core::tick::Tick;
@@ -13,6 +13,8 @@ use walhook_core::tick::Tick;
 pub struct FleetSettings {
     /// The leader's.
     pub epoch: Epoch,
+    /// What it leads. Frames of another one's workers are none of its own.
+    pub pipeline: PipelineId,
     /// What it speaks: [`SPOKEN`](crate::frame::SPOKEN).
     pub versions: Versions,
     /// How long a grant lasts: `workers.lease`.
@@ -27,7 +29,8 @@ pub struct FleetSettings {
     pub egress: Option<Digest>,
     /// What leaders before it have sent.
     pub before: Before,
-    /// Of the order in which workers are preferred: whoever knows it could choose hosts that meet on one worker.
+    /// Random. Of the order in which workers are preferred: whoever knows it could choose hosts that meet on one
+    /// worker. And of the keys, so that no two leaders have one in common.
     pub seed: u64,
 }
 
@@ -309,6 +312,8 @@ pub struct FleetCounters {
     pub overdue: u64,
     /// Frames that could not be read, or were of another epoch.
     pub strange: u64,
+    /// Frames of workers that serve another pipeline.
+    pub foreign: u64,
 }
 
 /// How the fleet stands.

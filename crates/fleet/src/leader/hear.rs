@@ -10,7 +10,11 @@ use walhook_core::attempt::Outcome;
 
 impl Fleet {
     pub(super) fn hear(&mut self, frame: Frame) {
-        let Frame { epoch, session, seq, body, .. } = frame;
+        let Frame { epoch, pipeline, session, seq, body, .. } = frame;
+        if pipeline.is_some_and(|pipeline| pipeline != self.settings.pipeline) {
+            self.counters.foreign += 1;
+            return;
+        }
         if epoch != self.settings.epoch {
             self.counters.strange += 1;
             return;
@@ -94,6 +98,7 @@ impl Fleet {
         let frame = Frame {
             version: OLDEST,
             epoch: settings.epoch,
+            pipeline: Some(settings.pipeline),
             session: id,
             seq: 0,
             body: Body::Refused(Refused { why }),

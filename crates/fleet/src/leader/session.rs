@@ -375,7 +375,8 @@ impl Session {
 impl Fleet {
     /// The next frame of a session: what keeps it alive, then what frees it, then work.
     pub(super) fn next_frame(&mut self, id: SessionId) -> Option<FleetEffect> {
-        let (now, lease, epoch) = (self.now, self.settings.lease, self.settings.epoch);
+        let (now, FleetSettings { lease, epoch, pipeline, .. }) = (self.now, &self.settings);
+        let (lease, epoch, pipeline) = (*lease, *epoch, *pipeline);
         let session = self.sessions.get_mut(&id)?;
         let seq = session.next_seq;
         if !self.connected || seq > session.published + WINDOW {
@@ -388,7 +389,7 @@ impl Fleet {
             let (stamp_us, outcomes_upto) = (session.stamp_us, session.outcomes_upto);
             Body::Grant(Grant { stamp_us, lease, outcomes_upto, closed })
         } else if !session.aborts.is_empty() {
-            let count = session.aborts.len().min(ABORTS_MAX);
+            let count = session.aborts.len().min(ABORTS_MAX / 2);
             Body::Abort(Abort { keys: session.aborts.drain(..count).collect() })
         } else {
             let (version, attempts) = (session.version, session.pack(seq));
@@ -399,7 +400,8 @@ impl Fleet {
             return Some(FleetEffect::Pack { session: id, seq, version, attempts });
         };
         session.next_seq += 1;
-        let frame = Frame { version: session.version, epoch, session: id, seq, body };
+        let (version, pipeline) = (session.version, Some(pipeline));
+        let frame = Frame { version, epoch, pipeline, session: id, seq, body };
         Some(FleetEffect::Publish(Box::new(frame)))
     }
 }

@@ -1,5 +1,6 @@
 mod adopt;
 mod mute;
+mod pipelines;
 mod rig;
 
 use std::collections::BTreeSet;

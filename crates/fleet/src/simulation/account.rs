@@ -22,6 +22,7 @@ struct Run {
 
 #[derive(Debug, Default)]
 struct Entry {
+    of: usize,
     number: u64,
     runs: Vec<u32>,
     back: Option<(u64, Back)>,
@@ -56,13 +57,14 @@ pub(super) struct Account {
     pub(super) adopted: u64,
     /// Deliveries that were sent more than once.
     pub(super) repeated: u64,
-    pub(super) counters: FleetCounters,
+    /// Of each pipeline's last leader.
+    pub(super) counters: Vec<FleetCounters>,
 }
 
 impl Account {
-    /// A leader has an attempt of the delivery with this number placed.
-    pub(super) fn placed(&mut self, name: Name, number: u64) {
-        let entry = Entry { number, ..Entry::default() };
+    /// A leader of this pipeline has an attempt of the delivery with this number placed.
+    pub(super) fn placed(&mut self, of: usize, name: Name, number: u64) {
+        let entry = Entry { of, number, ..Entry::default() };
         assert!(self.attempts.insert(name, entry).is_none(), "{name:?} is placed twice");
     }
 
@@ -167,10 +169,10 @@ impl Account {
     }
 
     /// Whether everything that this leader has placed has come back.
-    pub(super) fn check_all_back(&self, epoch: Epoch, until: u64) {
-        for ((of, delivery), entry) in &self.attempts {
+    pub(super) fn check_all_back(&self, of: usize, epoch: Epoch, until: u64) {
+        for ((led, delivery), entry) in &self.attempts {
             assert!(
-                *of != epoch || entry.back.is_some(),
+                *led != epoch || entry.of != of || entry.back.is_some(),
                 "{delivery:?} has not come back by {until}: {entry:?}"
             );
         }
@@ -200,6 +202,7 @@ pub(super) struct Sum {
     quarantines: u64,
     overdue: u64,
     sessions_lost: u64,
+    foreign: u64,
 }
 
 impl Sum {
@@ -212,14 +215,17 @@ impl Sum {
         self.lost += account.lost;
         self.drains += account.drains;
         self.adopted += account.adopted;
-        self.adopted_running += account.counters.adopted_running;
         self.repeated += account.repeated;
-        self.late += account.counters.late;
-        self.contradicted += account.counters.contradicted;
-        self.confirmed += account.counters.confirmed;
-        self.quarantines += account.counters.quarantines;
-        self.overdue += account.counters.overdue;
-        self.sessions_lost += account.counters.sessions_lost;
+        for counters in &account.counters {
+            self.adopted_running += counters.adopted_running;
+            self.late += counters.late;
+            self.contradicted += counters.contradicted;
+            self.confirmed += counters.confirmed;
+            self.quarantines += counters.quarantines;
+            self.overdue += counters.overdue;
+            self.sessions_lost += counters.sessions_lost;
+            self.foreign += counters.foreign;
+        }
     }
 
     pub(super) fn check(&self) {
@@ -240,6 +246,7 @@ impl Sum {
             self.quarantines,
             self.overdue,
             self.sessions_lost,
+            self.foreign,
         ];
         assert!(seen.iter().all(|count| *count > 0), "something never happened: {self:?}");
     }

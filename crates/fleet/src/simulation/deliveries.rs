@@ -15,6 +15,8 @@ use walhook_core::position::{EventId, Position, WalPosition};
 /// One delivery, by its number.
 #[derive(Debug)]
 pub(super) struct Wanted {
+    /// Which pipeline's.
+    pub(super) of: usize,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) event: Arc<Event>,
     pub(super) asked: Option<Asked>,
@@ -37,7 +39,7 @@ impl Deliveries {
     }
 
     /// One more, of an event of its own.
-    pub(super) fn add(&mut self, endpoint: &Arc<Endpoint>, bytes: usize) -> u64 {
+    pub(super) fn add(&mut self, of: usize, endpoint: &Arc<Endpoint>, bytes: usize) -> u64 {
         let number = self.end().0;
         let position =
             WalPosition { commit_lsn: Lsn(number), change_lsn: Lsn(number), relation: 1, n: 0 };
@@ -52,20 +54,22 @@ impl Deliveries {
             keys: RowKeys::new(),
             row: Bytes::from(vec![b'1'; bytes]),
         };
-        self.put(number, endpoint, Arc::new(event), None)
+        self.put(of, number, endpoint, Arc::new(event), None)
     }
 
     /// One more, on an operator's wish, of the event of another.
-    pub(super) fn replay(&mut self, of: u64) -> u64 {
+    pub(super) fn replay(&mut self, again: u64) -> u64 {
         let number = self.end().0;
-        let Wanted { endpoint, event, .. } = &self.all[&of];
+        let Wanted { of, endpoint, event, .. } = &self.all[&again];
+        let of = *of;
         let (endpoint, event) = (Arc::clone(endpoint), Arc::clone(event));
         let replay = ReplayId(i64::try_from(number).unwrap());
-        self.put(number, &endpoint, event, Some(Asked::Replay(replay)))
+        self.put(of, number, &endpoint, event, Some(Asked::Replay(replay)))
     }
 
     fn put(
         &mut self,
+        of: usize,
         number: u64,
         endpoint: &Arc<Endpoint>,
         event: Arc<Event>,
@@ -73,7 +77,7 @@ impl Deliveries {
     ) -> u64 {
         let endpoint = Arc::clone(endpoint);
         let wanted =
-            Wanted { endpoint, event, asked, stored: false, taken: Vec::new(), excused: false };
+            Wanted { of, endpoint, event, asked, stored: false, taken: Vec::new(), excused: false };
         self.all.insert(number, wanted);
         number
     }
@@ -100,8 +104,9 @@ impl Deliveries {
     }
 
     /// What a new leader has to send.
-    pub(super) fn not_stored(&self) -> impl Iterator<Item = u64> + '_ {
-        self.all.iter().filter(|(_, wanted)| !wanted.stored).map(|(number, _)| *number)
+    pub(super) fn not_stored(&self, of: usize) -> impl Iterator<Item = u64> + '_ {
+        let wanted = self.all.iter().filter(move |(_, wanted)| wanted.of == of && !wanted.stored);
+        wanted.map(|(number, _)| *number)
     }
 
     /// How many were sent more than once, and how many of those for no reason that there may be.

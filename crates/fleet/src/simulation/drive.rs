@@ -3,6 +3,7 @@
 use rand::RngExt;
 
 use super::bus::{Node, Subject};
+use super::nodes::pipeline;
 use super::world::{Happens, MS, SECOND, TIMEOUT, World};
 use crate::frame::{Attempts, Body, Frame, Request};
 use crate::leader::{FleetEffect, FleetInput};
@@ -64,7 +65,9 @@ impl World {
                     let body = Body::Attempts(Attempts {
                         requests: attempts.iter().map(request).collect(),
                     });
-                    self.hand_to_packer(at, Frame { version, epoch, session, seq, body });
+                    let pipeline = Some(pipeline(self.led[at]));
+                    let frame = Frame { version, epoch, pipeline, session, seq, body };
+                    self.hand_to_packer(at, frame);
                 }
                 FleetEffect::Publish(frame) => self.hand_to_packer(at, *frame),
                 FleetEffect::PublishLead(frame) => {

@@ -7,11 +7,16 @@ use rand::RngExt;
 
 use super::bus::{Letter, Node, Subject};
 use super::world::{BUSY, Happens, LEASE, Leader, Link, MS, Mode, SECOND, TIMEOUT, Worker, World};
-use crate::frame::{Digest, Frame, Header, SPOKEN, SessionId, Versions};
+use crate::frame::{Digest, Frame, Header, PipelineId, SPOKEN, SessionId, Versions};
 use crate::leader::{Before, Fleet, FleetInput, FleetSettings, Slots};
 use crate::worker::{ServeInput, ServeSettings, Serving};
 use walhook_core::id::Epoch;
 use walhook_core::tick::Tick;
+
+/// The name of a pipeline.
+pub(super) fn pipeline(of: usize) -> PipelineId {
+    PipelineId([u8::try_from(of).unwrap() + 1; 16])
+}
 
 impl World {
     /// Whether a node is not to be told anything now: it is told all of it when it thaws.
@@ -34,25 +39,35 @@ impl World {
         self.drive(node);
     }
 
-    /// Whether it is the last one, and alive.
+    /// Whether it is the last one of its pipeline, and alive.
     pub(super) fn leads(&self, leader: usize) -> bool {
-        leader + 1 == self.leaders.len() && self.leaders[leader].is_some()
+        let of = self.leaders[leader].as_ref().map(|leader| leader.of);
+        of.is_some_and(|of| self.leading(of) == Some(leader))
     }
 
-    pub(super) fn lead(&mut self) {
-        let epoch = Epoch(i64::try_from(self.leaders.len()).unwrap() + 1);
+    /// The last one of a pipeline: its epochs are counted from 1, one for each.
+    pub(super) fn leading(&self, of: usize) -> Option<usize> {
+        self.led.iter().rposition(|pipeline| *pipeline == of)
+    }
+
+    pub(super) fn lead(&mut self, of: usize) {
+        self.led.push(of);
+        let epochs = self.led.iter().filter(|pipeline| **pipeline == of).count();
+        let epoch = Epoch(i64::try_from(epochs).unwrap());
         let settings = FleetSettings {
             epoch,
+            pipeline: pipeline(of),
             versions: SPOKEN,
             lease: LEASE,
             timeout: TIMEOUT,
             local: self.local,
             own: Slots { fast: 8, slow: 16 },
             egress: Some(Digest::default()),
-            before: Before { until: self.deliveries.end(), sessions: self.table.clone() },
+            before: Before { until: self.deliveries.end(), sessions: self.tables[of].clone() },
             seed: self.rng.random(),
         };
         let leader = Leader {
+            of,
             fleet: Fleet::new(settings, Tick(0)),
             epoch,
             began: self.now,
@@ -60,7 +75,7 @@ impl World {
             local: BTreeSet::new(),
             packed_at: BTreeMap::new(),
             in_flight: BTreeMap::new(),
-            todo: self.deliveries.not_stored().collect(),
+            todo: self.deliveries.not_stored(of).collect(),
         };
         self.leaders.push(Some(leader));
         let node = Node::Leader(self.leaders.len() - 1);
@@ -95,7 +110,7 @@ impl World {
             running: BTreeMap::new(),
             cut_off: self.mode == Mode::All && self.rng.random_range(0..6) == 0,
             mute_until,
-            highest: Epoch(0),
+            highest: None,
             draining: false,
         });
         let node = Node::Worker(at);
@@ -182,11 +197,17 @@ impl World {
                 {
                     return;
                 }
-                worker.highest = worker.highest.max(header.epoch);
-                self.tell_worker(
-                    at,
-                    ServeInput::Frame(Box::new(frame.expect("a leader's frame can be read"))),
-                );
+                let frame = frame.expect("a leader's frame can be read");
+                let named = frame.pipeline.expect("a leader names its pipeline");
+                self.tell_worker(at, ServeInput::Frame(Box::new(frame)));
+                let Some(worker) = &mut self.workers[at] else { return };
+                if let Some((served, highest)) = &mut worker.highest {
+                    if *served == named {
+                        *highest = header.epoch.max(*highest);
+                    }
+                } else {
+                    worker.highest = Some((named, header.epoch));
+                }
             }
         }
     }

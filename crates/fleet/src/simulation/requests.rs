@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
+use super::nodes::pipeline;
 use super::world::{BUSY, Happens, MS, SECOND, World};
 use crate::leader::{Ending, FleetInput};
 use crate::worker::{AttemptKey, ServeInput};
@@ -31,11 +32,14 @@ impl World {
             self.tell_worker(at, ServeInput::Ended { key, outcome: None });
             return;
         }
+        let (served, highest) = worker.highest.expect("a leader was heard");
         assert!(
-            epoch >= worker.highest || worker.serving.epoch() != Some(epoch),
+            epoch >= highest || worker.serving.epoch() != Some(epoch),
             "an order of epoch {epoch}"
         );
         let run = self.account.begin_key(epoch, key.key, life, now);
+        let of = self.deliveries.get(self.account.number_of(run)).of;
+        assert_eq!(pipeline(of), served, "an order of another pipeline");
         worker.running.insert(key, Some(run));
         let takes = match self.rng.random_range(0..20) {
             0 => self.rng.random_range(SECOND..4 * SECOND),

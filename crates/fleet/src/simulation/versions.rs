@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::frame::{Attempts, Body, Digest, Frame, FrameError, Refusal, Request, SPOKEN, Versions};
+use crate::frame::{
+    Attempts, Body, Digest, Frame, FrameError, PipelineId, Refusal, Request, SPOKEN, Versions,
+};
 use crate::leader::{
     Before, Ending, Fleet, FleetEffect, FleetInput, FleetSettings, Local, Placement, Slots,
 };
@@ -19,6 +21,7 @@ use walhook_core::id::Epoch;
 use walhook_core::position::{EventId, Position};
 use walhook_core::tick::Tick;
 
+const PIPELINE: PipelineId = PipelineId([1; 16]);
 const NEXT: Versions = Versions { oldest: 1, newest: 2 };
 const AFTER_NEXT: Versions = Versions { oldest: 2, newest: 3 };
 
@@ -78,6 +81,7 @@ fn request(attempt: &Attempt, key: u64) -> Request {
 fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
     let settings = FleetSettings {
         epoch: Epoch(1),
+        pipeline: PIPELINE,
         versions: leader,
         lease: Duration::from_secs(2),
         timeout: Duration::from_secs(15),
@@ -131,7 +135,8 @@ fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
                     let requests =
                         attempts.iter().map(|packed| request(&packed.attempt, packed.key));
                     let body = Body::Attempts(Attempts { requests: requests.collect() });
-                    Frame { version, epoch: Epoch(1), session, seq, body }
+                    let (epoch, pipeline) = (Epoch(1), Some(PIPELINE));
+                    Frame { version, epoch, pipeline, session, seq, body }
                 }
                 FleetEffect::Ended { ending: Ending::Outcome(_), .. } => return Ok(version),
                 FleetEffect::Ended { .. }

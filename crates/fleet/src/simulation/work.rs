@@ -30,7 +30,7 @@ impl World {
                 match leader.todo.pop_front() {
                     Some(number) => self.place(at, number),
                     None if self.leads(at) && self.now < BUSY => {
-                        let number = self.commit();
+                        let number = self.commit(self.led[at]);
                         self.place(at, number);
                     }
                     None => break,
@@ -50,15 +50,17 @@ impl World {
     }
 
     /// Something that is to be delivered: of an event, or an operator's wish.
-    fn commit(&mut self) -> u64 {
+    fn commit(&mut self, of: usize) -> u64 {
         let so_far = self.deliveries.end().0;
         if so_far > 1 && self.rng.random_range(0..8) == 0 {
-            let of = self.rng.random_range(1..so_far);
-            return self.deliveries.replay(of);
+            let again = self.rng.random_range(1..so_far);
+            if self.deliveries.get(again).of == of {
+                return self.deliveries.replay(again);
+            }
         }
         let endpoint = Arc::clone(&self.endpoints[self.rng.random_range(0..self.endpoints.len())]);
         let bytes = self.rng.random_range(10..4_000);
-        self.deliveries.add(&endpoint, bytes)
+        self.deliveries.add(of, &endpoint, bytes)
     }
 
     fn place(&mut self, at: usize, number: u64) {
@@ -79,7 +81,7 @@ impl World {
         }
         let now = self.now;
         let Some(Some(leader)) = self.leaders.get_mut(at) else { return };
-        self.account.placed((leader.epoch, delivery), number);
+        self.account.placed(leader.of, (leader.epoch, delivery), number);
         leader.in_flight.insert(delivery, number);
         match leader.fleet.place(Tick(now - leader.began), &attempt) {
             Placement::Taken => {}
@@ -135,8 +137,11 @@ impl World {
 
     pub(super) fn fault(&mut self) {
         if self.now >= BUSY {
-            let last = self.leaders.len() - 1;
-            self.leaders[..last].fill_with(|| None);
+            for at in 0..self.leaders.len() {
+                if !self.leads(at) {
+                    self.leaders[at] = None;
+                }
+            }
             self.bus.weather.lost = 0;
             self.bus.weather.slowest_us = 2 * MS;
             return;
@@ -147,7 +152,9 @@ impl World {
         self.after(delay, Happens::Fault);
         let at = self.rng.random_range(0..self.workers.len());
         let node = Node::Worker(at);
-        let leading = Node::Leader(self.leaders.len() - 1);
+        let of = self.rng.random_range(0..self.pipelines);
+        let last = self.leading(of).unwrap();
+        let leading = Node::Leader(last);
         let long = self.rng.random_range(10 * MS..6 * SECOND);
         let free = self.workers[at].as_ref().is_some_and(|worker| !worker.draining);
         let fault = match self.mode {
@@ -178,13 +185,13 @@ impl World {
             }
             7 => {
                 // The one before dies, or goes on for a while without knowing.
-                let old = self.leaders.len() - 1;
+                let before = self.led[..last].iter().rposition(|pipeline| *pipeline == of);
                 if self.rng.random() {
-                    self.leaders[old] = None;
-                } else if let Some(before) = old.checked_sub(1) {
+                    self.leaders[last] = None;
+                } else if let Some(before) = before {
                     self.leaders[before] = None;
                 }
-                self.lead();
+                self.lead(of);
                 // The new leader was a worker, which ends, and tells itself what it knows.
                 if free && self.rng.random_range(0..3) == 0 {
                     if let Some(worker) = &mut self.workers[at] {

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::account::Account;
 use super::bus::{Bus, Letter, Node, Weather};
 use super::deliveries::Deliveries;
-use crate::frame::{Frame, SessionId};
+use crate::frame::{Frame, PipelineId, SessionId};
 use crate::leader::{Fleet, FleetInput, Local, Slots};
 use crate::worker::{AttemptKey, Serving};
 use walhook_core::attempt::DeliveryId;
@@ -99,6 +99,8 @@ pub(super) enum Mode {
 
 #[derive(Debug)]
 pub(super) struct Leader {
+    /// Which pipeline's.
+    pub(super) of: usize,
     pub(super) fleet: Fleet,
     pub(super) epoch: Epoch,
     pub(super) began: u64,
@@ -124,7 +126,8 @@ pub(super) struct Worker {
     pub(super) cut_off: bool,
     /// What it says of its requests reaches nobody until then.
     pub(super) mute_until: u64,
-    pub(super) highest: Epoch,
+    /// The pipeline that it heard first, which it serves to the end, and the highest epoch of it.
+    pub(super) highest: Option<(PipelineId, Epoch)>,
     pub(super) draining: bool,
 }
 
@@ -146,14 +149,18 @@ pub(super) struct World {
     pub(super) mode: Mode,
     pub(super) local: Local,
     pub(super) leaders: Vec<Option<Leader>>,
+    /// Of each of them the pipeline.
+    pub(super) led: Vec<usize>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) lives: u32,
     pub(super) links: BTreeMap<Node, Link>,
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     pub(super) next_delivery: u64,
     pub(super) deliveries: Deliveries,
-    /// The table of workers.
-    pub(super) table: Vec<SessionId>,
+    /// So many share the subjects, and count their epochs alike.
+    pub(super) pipelines: usize,
+    /// The tables of workers, by pipeline.
+    pub(super) tables: Vec<Vec<SessionId>>,
     pub(super) account: Account,
 }
 
@@ -192,6 +199,7 @@ impl World {
         };
         let local =
             [Local::Fallback, Local::Fallback, Local::Always, Local::Never][rng.random_range(0..4)];
+        let pipelines = 1 + usize::from(mode == Mode::All && local != Local::Never && rng.random());
         let mut world = Self {
             rng,
             now: 0,
@@ -201,16 +209,18 @@ impl World {
             mode,
             local,
             leaders: Vec::new(),
+            led: Vec::new(),
             workers: Vec::new(),
             lives: 0,
             links: BTreeMap::new(),
             endpoints: (0..8).map(endpoint).collect(),
             next_delivery: 0,
             deliveries: Deliveries::default(),
-            table: Vec::new(),
+            pipelines,
+            tables: vec![Vec::new(); pipelines],
             account: Account::default(),
         };
-        world.lead();
+        (0..pipelines).for_each(|of| world.lead(of));
         for _ in 0..world.rng.random_range(1..5) {
             world.workers.push(None);
             world.bear(world.workers.len() - 1);
@@ -238,28 +248,29 @@ impl World {
             self.now = at;
             self.happen(happens);
         }
-        let Some(leader) = self.leaders.last().and_then(Option::as_ref) else {
-            panic!("nobody leads")
-        };
-        self.account.check_all_back(leader.epoch, self.now);
-        self.account.counters = leader.fleet.counters();
-        let gauges = leader.fleet.gauges();
-        assert_eq!(gauges.in_flight, 0);
         let alive = self.workers.iter().flatten().count();
-        assert_eq!(
-            (gauges.serving + gauges.quarantined + gauges.mute, gauges.silent, gauges.draining),
-            (alive, 0, 0),
-            "{gauges:?}"
-        );
-        // Those in quarantine have a slot at most, and what was found slow may not have all of its own yet.
-        let workers = u32::try_from(alive).unwrap();
-        let most = Slots { fast: 8 * workers + 16, slow: 16 * workers + 16 };
-        assert!(gauges.slots.fast <= most.fast && gauges.slots.slow <= most.slow, "{gauges:?}");
-        assert!(gauges.slots.fast > 0, "{gauges:?}");
+        let mut serve = 0;
+        for of in 0..self.pipelines {
+            let leading = self.leading(of).and_then(|at| self.leaders[at].as_ref());
+            let Some(leader) = leading else { panic!("nobody leads") };
+            self.account.check_all_back(of, leader.epoch, self.now);
+            self.account.counters.push(leader.fleet.counters());
+            let gauges = leader.fleet.gauges();
+            assert_eq!((gauges.in_flight, gauges.silent, gauges.draining), (0, 0, 0), "{gauges:?}");
+            let workers = gauges.serving + gauges.quarantined + gauges.mute;
+            serve += workers;
+            // Those in quarantine have a slot at most, and what was found slow may not have all of its own yet.
+            let workers = u32::try_from(workers).unwrap();
+            let most = Slots { fast: 8 * workers + 16, slow: 16 * workers + 16 };
+            assert!(gauges.slots.fast <= most.fast && gauges.slots.slow <= most.slow, "{gauges:?}");
+            assert!(gauges.slots.fast > 0, "{gauges:?}");
+        }
+        assert_eq!(serve, alive, "each serves one pipeline");
         for worker in self.workers.iter().flatten() {
             assert_eq!(worker.serving.in_flight(), 0, "{:?}", worker.serving);
         }
-        let missing: Vec<u64> = self.deliveries.not_stored().collect();
+        let missing: Vec<u64> =
+            (0..self.pipelines).flat_map(|of| self.deliveries.not_stored(of)).collect();
         assert!(missing.is_empty(), "{missing:?} were not delivered");
         let (repeated, without_reason) = self.deliveries.repeated();
         self.account.repeated = repeated;
@@ -325,8 +336,10 @@ impl World {
                 }
             }
             Happens::Table { leader, sessions } => {
-                if self.leads(leader) {
-                    self.table = sessions;
+                if self.leads(leader)
+                    && let Some(leader) = &self.leaders[leader]
+                {
+                    self.tables[leader.of] = sessions;
                 }
             }
         }

@@ -1,15 +1,18 @@
 //! What a worker does with a frame of its leader's.
 
 use super::session::Took;
-use super::{AttemptKey, FORGET_EPOCH_AFTER, Leader, REFUSED_FOR, ServeEffect, Serving, micros};
-use crate::frame::{Attempts, Body, Frame, Grant, Lead, OLDEST, Refusal, SessionId};
+use super::{AttemptKey, FORGET_AFTER, Leader, REFUSED_FOR, ServeEffect, Serving, micros};
+use crate::frame::{Attempts, Body, Frame, Grant, Lead, OLDEST, PipelineId, Refusal, SessionId};
 use walhook_core::id::Epoch;
 
 impl Serving {
     pub(super) fn hear(&mut self, frame: Frame) {
-        let Frame { epoch, session, seq, body, .. } = frame;
+        let Frame { epoch, pipeline, session, seq, body, .. } = frame;
         if let Body::Lead(lead) = &body {
-            self.hear_lead(epoch, lead);
+            self.hear_lead(epoch, pipeline, lead);
+            return;
+        }
+        if self.is_of_another(pipeline) {
             return;
         }
         let higher = self.leader.is_some_and(|leader| epoch > leader.epoch);
@@ -43,20 +46,39 @@ impl Serving {
         }
     }
 
-    fn hear_lead(&mut self, epoch: Epoch, lead: &Lead) {
+    /// Whether a frame is of another pipeline than the one that it serves.
+    fn is_of_another(&self, pipeline: Option<PipelineId>) -> bool {
+        let served = self.pipeline.zip(pipeline);
+        served.is_some_and(|((ours, _), theirs)| ours != theirs)
+    }
+
+    fn hear_lead(&mut self, epoch: Epoch, pipeline: Option<PipelineId>, lead: &Lead) {
         let now_us = self.now_us;
+        let is_past = |heard_us: u64| now_us >= heard_us.saturating_add(micros(FORGET_AFTER));
+        let another = self.is_of_another(pipeline);
+        if another && self.pipeline.is_some_and(|(_, heard_us)| !is_past(heard_us)) {
+            // Its workers' subjects are another's too. Whoever came first stays, whatever the epochs, which
+            // each pipeline counts for itself.
+            self.another_us = Some(now_us);
+            return;
+        }
         if let Some(leader) = self.leader {
-            let forgotten = now_us >= leader.heard_us.saturating_add(micros(FORGET_EPOCH_AFTER));
-            if epoch < leader.epoch && !forgotten {
+            let lower = epoch < leader.epoch;
+            if lower && !another && !is_past(leader.heard_us) {
                 return;
             }
-            if epoch < leader.epoch {
-                self.kept.clear();
+            if lower || another {
+                self.forget_past();
             }
-            if epoch != leader.epoch {
+            if epoch != leader.epoch || another {
                 self.orphan_all();
                 self.refused = None;
             }
+        } else if another {
+            self.forget_past();
+        }
+        if let Some(served) = pipeline.or(self.pipeline.map(|(served, _)| served)) {
+            self.pipeline = Some((served, now_us));
         }
         let version = self.settings.versions.common(lead.versions).unwrap_or(OLDEST);
         let (lease, asks) = (lead.lease, lead.asks);

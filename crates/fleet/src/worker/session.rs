@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{AttemptKey, ServeEffect, To, hello_every_us, lost_after_us, part_us};
 use crate::frame::{
     Body, Bye, ByeReason, EARLIER_KEYS, Earlier, Frame, Grant, Hello, HelloState, OLDEST,
-    OUTCOMES_MAX, Outcomes, Request, SessionId, WireOutcome,
+    OUTCOMES_MAX, Outcomes, PipelineId, Request, SessionId, WireOutcome,
 };
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::delivery_key::DeliveryKey;
@@ -37,6 +37,7 @@ enum Phase {
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) epoch: Epoch,
+    pipeline: Option<PipelineId>,
     version: u8,
     lease: Duration,
     phase: Phase,
@@ -68,7 +69,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         id: SessionId,
-        epoch: Epoch,
+        (epoch, pipeline): (Epoch, Option<PipelineId>),
         version: u8,
         lease: Duration,
         now_us: u64,
@@ -76,6 +77,7 @@ impl Session {
         Self {
             id,
             epoch,
+            pipeline,
             version,
             lease,
             phase: Phase::Serving,
@@ -145,6 +147,11 @@ impl Session {
         self.running.iter().filter_map(move |(key, delivery)| {
             Some((AttemptKey { session, key: *key }, (*delivery)?))
         })
+    }
+
+    /// No later leader is to be told of what runs.
+    pub(super) fn forget_deliveries(&mut self) {
+        self.running.values_mut().for_each(|delivery| *delivery = None);
     }
 
     fn all_outcomes(&self) -> u64 {
@@ -327,6 +334,7 @@ impl Session {
         let frame = Frame {
             version: OLDEST,
             epoch: self.epoch,
+            pipeline: self.pipeline,
             session: self.id,
             seq: self.hello_seq,
             body: Body::Hello(hello),
@@ -339,6 +347,7 @@ impl Session {
         let frame = Frame {
             version: self.version,
             epoch: self.epoch,
+            pipeline: self.pipeline,
             session: self.id,
             seq: self.out_seq,
             body,

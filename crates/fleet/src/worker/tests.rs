@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::frame::{
-    Abort, Attempts, Body, Bye, Digest, Frame, Grant, HelloState, Lead, Refused, Request, SPOKEN,
+    Abort, Attempts, Body, Bye, Digest, Frame, Grant, HelloState, Lead, PipelineId, Refused,
+    Request, SPOKEN,
 };
 use walhook_core::attempt::{FailureKind, Meaning, Outcome};
 use walhook_core::delivery_key::DeliveryKey;
@@ -20,6 +21,7 @@ struct Rig {
     now: u64,
     session: SessionId,
     epoch: i64,
+    pipeline: Option<PipelineId>,
     seq: u64,
 }
 
@@ -66,6 +68,7 @@ impl Rig {
             now: 5_000 * MS,
             session: SessionId(0),
             epoch: 3,
+            pipeline: Some(PipelineId([1; 16])),
             seq: 0,
         };
         rig.serving.handle(rig.now, ServeInput::Bus { connected: true, max_payload: 1 << 20 });
@@ -75,7 +78,19 @@ impl Rig {
     }
 
     fn say(&mut self, epoch: i64, session: SessionId, seq: u64, body: Body) {
-        let frame = Frame { version: 1, epoch: Epoch(epoch), session, seq, body };
+        self.say_of(self.pipeline, epoch, session, seq, body);
+    }
+
+    /// Of the leader of this pipeline.
+    fn say_of(
+        &mut self,
+        pipeline: Option<PipelineId>,
+        epoch: i64,
+        session: SessionId,
+        seq: u64,
+        body: Body,
+    ) {
+        let frame = Frame { version: 1, epoch: Epoch(epoch), pipeline, session, seq, body };
         self.serving.handle(self.now, ServeInput::Frame(Box::new(frame)));
     }
 
@@ -354,5 +369,73 @@ fn outcomes_are_said_in_frames_that_the_bus_takes_one_in_each_if_need_be() {
         let keys: Vec<u64> =
             said.into_iter().flat_map(|(_, each)| each).map(|(key, _)| key).collect();
         assert_eq!(keys, (0..9).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn worker_serves_the_pipeline_that_it_heard_first_until_that_is_silent_for_long() {
+    let mut rig = Rig::new();
+    let (ours, theirs) = (rig.pipeline, Some(PipelineId([2; 16])));
+    rig.attempts(0..1);
+    assert_eq!(begun(&rig.effects()), [0]);
+    let lead = || Body::Lead(Lead { versions: SPOKEN, lease: LEASE, egress: None, asks: true });
+    assert_eq!(rig.serving.another_heard(rig.now), None);
+    for epoch in [3, 9] {
+        // Whatever its epoch, and although it names our session.
+        rig.say_of(theirs, epoch, SessionId::default(), 0, lead());
+        let requests = vec![request(7)];
+        let session = rig.session;
+        rig.say_of(theirs, epoch, session, rig.seq + 1, Body::Attempts(Attempts { requests }));
+        rig.say_of(theirs, epoch, session, 0, Body::Refused(Refused { why: Refusal::Lost }));
+        assert!(begun(&rig.effects()).is_empty());
+        assert_eq!(
+            (rig.serving.epoch(), rig.serving.state()),
+            (Some(Epoch(3)), ServeState::Serving)
+        );
+    }
+    assert_eq!(rig.serving.another_heard(rig.now), Some(Duration::ZERO));
+    rig.attempts(1..2);
+    let effects = rig.effects();
+    assert_eq!(begun(&effects), [1], "the other one's frame took no number");
+    let key = rig.key(0);
+    rig.serving.handle(rig.now, ServeInput::Ended { key, outcome: outcome() });
+    let named = |effect: ServeEffect| match effect {
+        ServeEffect::Publish { frame, .. } => Some(frame.pipeline),
+        _ => None,
+    };
+    let named: Vec<_> = rig.effects().into_iter().filter_map(named).collect();
+    assert!(!named.is_empty() && named.iter().all(|pipeline| *pipeline == ours), "{named:?}");
+
+    rig.now += 59_000 * MS;
+    rig.say_of(theirs, 9, SessionId::default(), 0, lead());
+    assert_eq!(rig.serving.epoch(), Some(Epoch(3)));
+    rig.now += 1_000 * MS;
+    rig.effects();
+    // One request of ours still runs: it is none of theirs.
+    rig.say_of(theirs, 1, SessionId::default(), 0, lead());
+    assert_eq!(rig.serving.epoch(), Some(Epoch(1)));
+    (rig.pipeline, rig.epoch) = (theirs, 1);
+    let effects = rig.join();
+    let hello = said(&effects).into_iter().find_map(|body| match body {
+        Body::Hello(hello) if hello.state == HelloState::Serving => Some(hello.clone()),
+        _ => None,
+    });
+    let hello = hello.expect("it joins");
+    assert_eq!((hello.kept, hello.former, hello.fast_slots), (0, vec![], 7));
+}
+
+#[test]
+fn leader_of_an_earlier_build_names_no_pipeline_and_is_served_before_and_after_one_that_does() {
+    let mut rig = Rig::new();
+    let ours = rig.pipeline;
+    for (epoch, pipeline) in [(4, None), (5, ours), (6, None)] {
+        (rig.pipeline, rig.epoch) = (pipeline, epoch);
+        rig.lead(epoch);
+        rig.join();
+        rig.attempts(0..1);
+        assert_eq!(begun(&rig.effects()), [0], "{epoch}");
+        let key = rig.key(0);
+        rig.serving.handle(rig.now, ServeInput::Ended { key, outcome: outcome() });
+        rig.effects();
     }
 }

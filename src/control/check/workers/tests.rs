@@ -31,6 +31,15 @@ fn assert_found(found: &[Finding], expected: &[&str]) {
 
 /// Says as a worker does, until dropped.
 async fn say_hello(nats: &Nats, host: &str, egress: Digest) -> tokio::task::JoinSet<()> {
+    say_hello_of(nats, None, host, egress).await
+}
+
+async fn say_hello_of(
+    nats: &Nats,
+    pipeline: Option<PipelineId>,
+    host: &str,
+    egress: Digest,
+) -> tokio::task::JoinSet<()> {
     let config = config(&nats.url(), "");
     let workers = config.workers.as_ref().unwrap();
     let bus = Bus::connect_now(&workers.bus("worker").unwrap()).await.unwrap();
@@ -51,8 +60,8 @@ async fn say_hello(nats: &Nats, host: &str, egress: Digest) -> tokio::task::Join
         worker: None,
     };
     let body = Body::Hello(hello);
-    let frame =
-        Frame { version: 1, epoch: Epoch(1), session: SessionId(rand::random()), seq: 1, body };
+    let session = SessionId(rand::random());
+    let frame = Frame { version: 1, epoch: Epoch(1), pipeline, session, seq: 1, body };
     let mut task = tokio::task::JoinSet::new();
     task.spawn(async move {
         loop {
@@ -82,6 +91,23 @@ async fn check_of_workers_says_that_the_bus_takes_us_and_who_is_there() {
         "fail  workers: other\\u001b[2J, version 0.1.0, [egress] 0707070707070707; has another";
     let two = format!("pass  workers: 2 of version 0.1.0, [egress] {alike}, with 2560 slots");
     assert_found(&some, &[&ours, takes, may, refused, &two]);
+}
+
+#[tokio::test]
+async fn check_of_workers_says_that_another_pipeline_uses_the_subject() {
+    let nats = Nats::start("max_payload: 2MB").await.unwrap();
+    let config = config(&nats.url(), "");
+    let alike = egress_digest(&config.egress);
+    let _one = say_hello_of(&nats, Some(PipelineId([1; 16])), "one", alike).await;
+    let one = findings(&config).await;
+    assert!(one.iter().all(|it| it.verdict == Verdict::Pass), "it may be ours: {one:?}");
+    let _other = say_hello_of(&nats, Some(PipelineId([2; 16])), "other", alike).await;
+    let both = findings(&config).await;
+    let failed: Vec<_> = both.iter().filter(|it| it.verdict == Verdict::Fail).collect();
+    let [failed] = &failed[..] else { panic!("{both:?}") };
+    let said = failed.to_string();
+    assert!(said.contains("another pipeline uses the subject walhook on this bus"), "{said}");
+    assert!(said.contains("give each pipeline its own workers.subject"), "{said}");
 }
 
 #[tokio::test]

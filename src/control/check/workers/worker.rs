@@ -2,12 +2,14 @@
 //!
 //! Publishes nothing that a leader takes for a worker's word: an empty message, which is no frame.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{BUS, NO_EPOCH, PATIENCE, Report, SETTLE, reach};
 use crate::config::WorkerConfig;
-use crate::server::workers::egress_digest;
+use crate::server::workers::{SHARED_FIX, egress_digest, shared};
 use walhook_bus::{Bus, Received, Subscription};
 use walhook_fleet::LEAD_EVERY;
 use walhook_fleet::frame::{Body, Frame, Lead, SPOKEN, SessionId};
@@ -25,14 +27,20 @@ pub(in crate::control::check) async fn check(config: &WorkerConfig, report: &mut
     let Some((bus, subjects)) = reached else { return };
     let Some(mut leads) = permissions(&bus, &subjects, report).await else { return };
     let deadline = Instant::now() + 2 * LEAD_EVERY + SETTLE;
-    let lead = loop {
-        let Ok(Some(received)) = timeout_at(deadline, leads.next()).await else { break None };
+    let (mut first, mut named) = (None, BTreeSet::new());
+    while let Ok(Some(received)) = timeout_at(deadline, leads.next()).await {
         let Received::Frame { payload, .. } = received else { continue };
-        if let Ok(Frame { body: Body::Lead(lead), .. }) = Frame::decode(payload, SPOKEN) {
-            break Some(lead);
+        let Ok(frame) = Frame::decode(payload, SPOKEN) else { continue };
+        if let Body::Lead(lead) = frame.body {
+            named.extend(frame.pipeline);
+            first.get_or_insert(lead);
         }
-    };
-    leader(config, lead.as_ref(), report);
+    }
+    if named.len() > 1 {
+        let finding = shared(&config.workers.subject);
+        report.fail(LEADER, format!("{finding}: {} leaders were heard", named.len()), SHARED_FIX);
+    }
+    leader(config, first.as_ref(), report);
 }
 
 /// Whether we may publish and hear what a worker does. Returns what leaders say, where that is so.
@@ -161,6 +169,7 @@ mod tests {
             let frame = Frame {
                 version: 1,
                 epoch: Epoch(1),
+                pipeline: None,
                 session: SessionId::default(),
                 seq: 0,
                 body: Body::Lead(lead),

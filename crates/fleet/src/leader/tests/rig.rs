@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::frame::{Digest, Hello, HelloState, Outcomes, SPOKEN, WireOutcome};
+use crate::frame::{Digest, Hello, HelloState, Outcomes, PipelineId, SPOKEN, WireOutcome};
 use walhook_core::attempt::{Delivery, FailureKind, Meaning, Outcome};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
@@ -16,6 +16,8 @@ use walhook_core::position::{EventId, Position};
 pub(super) const LEASE: Duration = Duration::from_secs(2);
 
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) const PIPELINE: PipelineId = PipelineId([1; 16]);
 
 pub(super) const OWN: Slots = Slots { fast: 4, slow: 8 };
 
@@ -83,8 +85,18 @@ impl Rig {
 
     /// A leader after another, of whom no worker has heard.
     pub(super) fn after(local: Local, before: Before) -> Self {
+        Self::of(local, before, 7)
+    }
+
+    /// The first leader, of whom no worker has heard.
+    pub(super) fn seeded(local: Local, seed: u64) -> Self {
+        Self::of(local, Before::NOTHING, seed)
+    }
+
+    fn of(local: Local, before: Before, seed: u64) -> Self {
         let settings = FleetSettings {
             epoch: Epoch(3),
+            pipeline: PIPELINE,
             versions: SPOKEN,
             lease: LEASE,
             timeout: TIMEOUT,
@@ -92,7 +104,7 @@ impl Rig {
             own: OWN,
             egress: Some(Digest::default()),
             before,
-            seed: 7,
+            seed,
         };
         let mut rig = Self {
             fleet: Fleet::new(settings, Tick(0)),
@@ -106,7 +118,12 @@ impl Rig {
     }
 
     pub(super) fn frame(&mut self, n: u128, seq: u64, body: Body) {
-        let frame = Frame { version: 1, epoch: Epoch(3), session: session(n), seq, body };
+        self.frame_of(Some(PIPELINE), n, seq, body);
+    }
+
+    pub(super) fn frame_of(&mut self, pipeline: Option<PipelineId>, n: u128, seq: u64, body: Body) {
+        let session = session(n);
+        let frame = Frame { version: 1, epoch: Epoch(3), pipeline, session, seq, body };
         self.fleet.handle(self.now, FleetInput::Frame(Box::new(frame)));
     }
 

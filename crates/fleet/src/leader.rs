@@ -19,6 +19,7 @@ mod hear;
 mod opinion;
 mod pick;
 mod presence;
+mod quarantines;
 mod session;
 mod slots;
 #[cfg(test)]
@@ -30,8 +31,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::frame::{Body, Frame, Lead, OLDEST, SessionId, WorkerId};
 use crate::{LEAD_EVERY, LOST_AFTER_LEASE};
 use adopt::Adoption;
-use health::Quarantine;
 use opinion::First;
+use quarantines::Quarantines;
 use session::Session;
 use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::tick::Tick;
@@ -94,9 +95,7 @@ pub struct Fleet {
     ready: BTreeSet<SessionId>,
     gone: BTreeSet<SessionId>,
     gone_in_order: VecDeque<SessionId>,
-    /// The last quarantine of each session, with host and build: who ends a session and begins another is the same
-    /// worker. Bounded like the sessions.
-    quarantines: BTreeMap<SessionId, (String, String, Quarantine)>,
+    quarantines: Quarantines,
     /// Attempts lost of each worker: bounded like the sessions.
     lost: BTreeMap<WorkerId, u64>,
     left: VecDeque<FleetEffect>,
@@ -130,7 +129,7 @@ impl Fleet {
             ready: BTreeSet::new(),
             gone: BTreeSet::new(),
             gone_in_order: VecDeque::new(),
-            quarantines: BTreeMap::new(),
+            quarantines: Quarantines::default(),
             lost: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,

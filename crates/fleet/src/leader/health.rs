@@ -41,7 +41,7 @@ const REGAINED_PER_SECOND: u64 = 100;
 const HALVED_EVERY: Duration = Duration::from_secs(1);
 
 /// For how long a worker is given little, and how long it is the next time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quarantine {
     until: Tick,
     length: Duration,
@@ -100,6 +100,11 @@ impl Health {
     /// It is the same worker as one that was in quarantine.
     pub(super) fn inherit(&mut self, quarantine: Quarantine) {
         self.quarantine = Some(quarantine);
+    }
+
+    /// It was not the same worker. Yes: it still had this one.
+    pub(super) fn release(&mut self, quarantine: Quarantine) -> bool {
+        self.quarantine.take_if(|it| *it == quarantine).is_some()
     }
 
     /// Takes a second opinion on one of its failures. Yes: the worker is put into quarantine with this.

@@ -1,11 +1,10 @@
 //! The second opinion: what failed before a request was sent is tried by another worker before it counts, since the
 //! worker's own network may be what failed. The dispatcher sees one attempt.
 
-use super::health::Quarantine;
 use super::pick::{Choice, bytes_of};
-use super::session::{Flight, Phase};
-use super::{Ending, Fleet, FleetEffect, SESSIONS_MAX, Where};
-use crate::frame::{Hello, SessionId};
+use super::session::Flight;
+use super::{Ending, Fleet, FleetEffect, Where};
+use crate::frame::SessionId;
 use walhook_core::attempt::{FailureKind, Outcome};
 
 /// What a second opinion is on.
@@ -111,33 +110,6 @@ impl Fleet {
             self.remember_quarantine(first.session);
             self.tell(first.session);
         }
-    }
-
-    /// What a session's quarantine has become holds for the worker's next one too.
-    pub(super) fn remember_quarantine(&mut self, id: SessionId) {
-        let now = self.now;
-        let Some(session) = self.sessions.get(&id) else { return };
-        let Some(quarantine) = session.health.quarantine(now) else { return };
-        self.quarantines.retain(|_, (.., quarantine)| quarantine.counts(now));
-        if self.quarantines.len() < SESSIONS_MAX || self.quarantines.contains_key(&id) {
-            let (host, build) = (session.host.clone(), session.build.clone());
-            self.quarantines.insert(id, (host, build, quarantine));
-        }
-    }
-
-    /// The quarantine that a worker brings into a session that it begins: that of an earlier session of its own. While
-    /// that serves, this is another worker of the same host.
-    pub(super) fn inherit(&mut self, hello: &Hello) -> Option<Quarantine> {
-        let serves = |id: &SessionId| {
-            self.sessions.get(id).is_some_and(|session| session.phase == Phase::Serving)
-        };
-        let (id, _) = self.quarantines.iter().find(|(id, (host, build, quarantine))| {
-            (host, build) == (&hello.host, &hello.build)
-                && quarantine.counts(self.now)
-                && !serves(id)
-        })?;
-        let id = *id;
-        self.quarantines.remove(&id).map(|(.., quarantine)| quarantine)
     }
 
     fn note_overhead(&mut self, id: SessionId, overhead: std::time::Duration) {

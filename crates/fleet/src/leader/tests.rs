@@ -1,6 +1,7 @@
 mod adopt;
 mod mute;
 mod pipelines;
+mod quarantines;
 mod rig;
 
 use std::collections::BTreeSet;

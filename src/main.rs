@@ -13,6 +13,8 @@ use walhook_process::faults::Fault;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // A build may hold two of them, and whoever asks for the one of the process would panic then.
+    let _it_is_the_first = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

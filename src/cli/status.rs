@@ -246,9 +246,16 @@ fn leader_text(leader: &LeaderView, halted: bool) -> String {
     }
 }
 
-/// How many there are in each state, where there are any, with their slots.
+/// The part that tells why leader and workers do not come together.
+const BUS: &str = crate::server::trouble::Part::Bus.as_str();
+
+/// How many there are in each state, with their slots; where there are none, why, if that is known.
 fn workers_text(status: &StatusView) -> Option<String> {
-    let workers = status.workers.as_ref().filter(|workers| !workers.is_empty())?;
+    let workers = status.workers.as_ref()?;
+    if workers.is_empty() {
+        let bus = status.troubles.iter().find(|it| it.part == BUS)?;
+        return Some(format!("none; since {}: {}", with_ago(&bus.since), bus.error));
+    }
     let mut counts = BTreeMap::<&str, usize>::new();
     for worker in workers {
         *counts.entry(&worker.state).or_default() += 1;

@@ -30,7 +30,7 @@ pub(crate) struct WorkerView {
     pub(crate) host: String,
     /// Its version.
     pub(crate) build: String,
-    /// `serving`, `draining`, `quarantined` (it failed what others carried out), `mute` (it is heard, and what
+    /// `joining` (it has not shown yet that it hears the leader), `serving`, `draining`, `quarantined` (it failed what others carried out), `mute` (it is heard, and what
     /// becomes of its requests is not), or `silent` (nothing is heard of it).
     pub(crate) state: String,
     /// Since when it is in this state.

@@ -24,6 +24,9 @@ pub const STREAM_SILENT: Duration = Duration::from_secs(30);
 /// A worker without a lease that has not heard a leader for so long is not ready. Leaders speak twice a second.
 pub const LEADER_SILENT: Duration = Duration::from_secs(10);
 
+/// A worker that hears a leader and has had no lease for so long is not ready. It is granted within a moment.
+pub const NO_LEASE: Duration = Duration::from_secs(10);
+
 /// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
 pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
 
@@ -70,6 +73,8 @@ pub struct Serving {
     pub leader_heard_at: Option<Instant>,
     /// Until when it may begin requests.
     pub lease_until: Option<Instant>,
+    /// Since when a leader is heard, and there is no lease; and why, as far as the bus says.
+    pub no_lease: Option<(Instant, String)>,
     /// Why the leader has no use for it, where it said so.
     pub refused: Option<String>,
     /// What is wrong with the bus, while it is away.
@@ -86,6 +91,14 @@ impl Serving {
         }
         if let Some(refused) = &self.refused {
             return vec![format!("the leader refuses it: {refused}")];
+        }
+        if let Some((since, why)) = &self.no_lease
+            && now.duration_since(*since) >= NO_LEASE
+        {
+            let seconds = now.duration_since(*since).as_secs();
+            return vec![format!(
+                "a leader is heard, and for {seconds} s it grants no lease: {why}"
+            )];
         }
         let heard = self.leader_heard_at.map(|at| now.duration_since(at));
         if self.lease_until.is_some_and(|until| now < until)
@@ -404,6 +417,14 @@ mod tests {
         let heard = Serving { leader_heard_at: Some(start), ..Serving::default() };
         assert_eq!(worker(heard.clone()).readiness(after(9)), Ok(()));
         assert_eq!(why(heard.clone(), after(10)), "a leader was last heard 10 s ago");
+        let alone = Serving {
+            leader_heard_at: Some(after(10)),
+            no_lease: Some((start, "the bus refuses us something".to_owned())),
+            ..Serving::default()
+        };
+        assert_eq!(worker(alone.clone()).readiness(after(9)), Ok(()));
+        let said = why(alone, after(10));
+        assert!(said.contains("grants no lease: the bus refuses us something"), "{said}");
         let leased = Serving { lease_until: Some(after(60)), ..heard };
         assert_eq!(worker(leased.clone()).readiness(after(59)), Ok(()));
         let refused = Serving { refused: Some("its [egress] differs".into()), ..leased.clone() };

@@ -45,6 +45,8 @@ use super::responder::Responder;
 use super::rulebook::Rulebook;
 use super::sessions::Sessions;
 use super::settings::{settings, slots};
+#[cfg(feature = "workers")]
+use super::stop::Fatal;
 use super::stop::Stop;
 use super::tasks::Tasks;
 #[cfg(feature = "workers")]
@@ -274,6 +276,11 @@ impl Leading {
         let (Some(link), Sender::Live(transport)) = (&ways.link, &ways.sender) else {
             return Ok(None);
         };
+        let (mut bus, abort) = (link.bus.watch(), tasks.abort.clone());
+        tasks.spawn("bus", async move {
+            while let Some(Some(_)) = abort.run_until_cancelled(bus.next()).await {}
+            if abort.is_cancelled() { Ok(()) } else { Err(Fatal::BusEnded.into()) }
+        });
         let (to, rows) = watch::channel(None);
         let (metrics, tell) = (&self.metrics, &self.tell);
         let fleet =

@@ -80,6 +80,10 @@ pub enum Fatal {
         /// How it ended.
         source: JoinError,
     },
+    /// A defect: the bus is gone only with its last handle, of which we hold one, or by a panic of its tasks.
+    #[cfg(feature = "workers")]
+    #[error("the connection to the bus has ended by itself; this is a bug in walhook")]
+    BusEnded,
     /// What stands in the state tables is not what this program wrote.
     #[error(transparent)]
     State(StateError),

@@ -55,8 +55,10 @@ pub enum Part {
     Watch,
     /// The table of workers.
     Workers,
-    /// Workers that are there, and do not serve this leader; or leaders, and this worker.
-    Joining,
+    /// What brings leader and workers together.
+    Bus,
+    /// Sending what is larger than the bus takes, where only workers may.
+    Oversize,
     /// What became of workers' requests.
     Outcomes,
     /// Receiving large transactions while they are open.
@@ -71,7 +73,7 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Start,
         Self::Stream,
         Self::Sending,
@@ -90,7 +92,8 @@ impl Part {
         Self::Notices,
         Self::Watch,
         Self::Workers,
-        Self::Joining,
+        Self::Bus,
+        Self::Oversize,
         Self::Outcomes,
         Self::Streaming,
         Self::OpenTransactions,
@@ -120,7 +123,8 @@ impl Part {
             Self::Notices => "notices",
             Self::Watch => "watch",
             Self::Workers => "workers",
-            Self::Joining => "joining",
+            Self::Bus => "bus",
+            Self::Oversize => "oversize",
             Self::Outcomes => "outcomes",
             Self::Streaming => "streaming",
             Self::OpenTransactions => "open_transactions",
@@ -169,8 +173,11 @@ impl Part {
             Self::Workers => {
                 "cannot store how workers stand; delivery goes on, and `workers list` is old"
             }
-            Self::Joining => {
-                "leader and workers hear of each other, and some do not come together; others send meanwhile"
+            Self::Bus => {
+                "the bus does not bring leader and workers together; the leader or other workers send meanwhile"
+            }
+            Self::Oversize => {
+                "requests are larger than the bus takes, and only workers may send; their events are deferred"
             }
             Self::Outcomes => {
                 "what became of requests at workers is not heard; they are sent again by others, and these workers \
@@ -216,7 +223,8 @@ impl Part {
             Self::Notices => "notices are read",
             Self::Watch => "changes of the endpoint table come",
             Self::Workers => "how workers stand is stored",
-            Self::Joining => "leader and workers come together",
+            Self::Bus => "the bus brings leader and workers together",
+            Self::Oversize => "the bus takes all requests",
             Self::Outcomes => {
                 "no worker is left of which it is not heard what becomes of its requests"
             }
@@ -251,7 +259,8 @@ impl Part {
             | Self::Notices
             | Self::Watch
             | Self::Workers
-            | Self::Joining
+            | Self::Bus
+            | Self::Oversize
             | Self::Outcomes
             | Self::Streaming
             | Self::OpenTransactions

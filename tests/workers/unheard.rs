@@ -1,6 +1,7 @@
 //! Workers that cannot tell what became of requests, and a leader that only workers may send for and that has none:
 //! nothing may stand still in silence.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use walhook_testkit::nats::Nats;
 
 use super::leading::lead;
 use super::{run, worker, worker_of};
-use crate::support::{PATIENCE, RULES, World};
+use crate::support::{PATIENCE, Program, RULES, World};
 
 /// Attempts are overdue soon.
 const SOON: &str =
@@ -23,10 +24,15 @@ pub(super) async fn walhook(world: &World, args: &[&str]) -> Result<String> {
 
 /// Waits until what fails says this.
 pub(super) async fn until_troubled(world: &World, text: &str) -> Result<()> {
+    until_said(world.admin, text, true).await
+}
+
+/// Waits until what fails says this, or does not.
+async fn until_said(admin: SocketAddr, text: &str, wanted: bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let (_, troubles) = get(world.admin, "/troubles").await?;
-        if troubles.contains(text) {
+        let (_, troubles) = get(admin, "/troubles").await?;
+        if troubles.contains(text) == wanted {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "{troubles}");
@@ -125,5 +131,160 @@ async fn leader_that_only_workers_may_send_for_is_not_ready_without_one_and_says
     ensure!(said.contains("the bus is away"), "{said}");
     nats.start_again().await?;
     world.until_ready(true).await?;
+    Ok(())
+}
+
+/// Waits until a worker is not ready for this reason.
+async fn until_unready(program: &Program, text: &str) -> Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, said) = get(program.admin, "/readyz").await?;
+        if status == 503 && said.contains(text) {
+            return Ok(said);
+        }
+        ensure!(Instant::now() < deadline, "{status}: {said}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A bus with a user for the leader, whose permissions are these, and one for workers, with all of theirs but `less`.
+async fn bus_with(leader: &str, less: &str) -> Result<(Nats, String, String)> {
+    let worker = [
+        ("publish", ["walhook.walhook.hello", "walhook.walhook.l.>"]),
+        ("subscribe", ["walhook.walhook.lead", "walhook.walhook.w.*"]),
+    ];
+    let worker = worker.map(|(may, subjects)| {
+        let subjects = subjects.iter().filter(|subject| **subject != less);
+        let subjects: Vec<_> = subjects.map(|subject| format!("\"{subject}\"")).collect();
+        format!("{may}: [{}]", subjects.join(", "))
+    });
+    let nats = Nats::start(&format!(
+        "max_payload: 2MB\nauthorization {{ users: [ {{ user: leader, password: a, permissions: {{ publish: [{leader}], \
+         subscribe: [\"walhook.walhook.hello\", \"walhook.walhook.l.>\"] }} }}, \
+         {{ user: worker, password: b, permissions: {{ {} }} }} ] }}",
+        worker.join(", ")
+    ))
+    .await?;
+    let of = |user: &str, password: &str| {
+        format!("\"{}\"\nuser = \"{user}\"\npassword = \"{password}\"", nats.url())
+    };
+    let (leader, worker) = (of("leader", "a"), of("worker", "b"));
+    Ok((nats, leader, worker))
+}
+
+/// The leader of this configuration, with three endpoints.
+async fn led(bus: &str, local: &str) -> Result<(World, walhook_testkit::program::Running)> {
+    let sections = format!("[workers]\nurl = {bus}\nlocal = \"{local}\"\n{SOON}");
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    for id in 1..=3 {
+        world.hook(id, id, "").await?;
+    }
+    let leader = lead(&mut world).await?;
+    Ok((world, leader))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_may_not_publish_to_workers_sends_itself_and_names_the_permission() -> Result<()>
+{
+    let (_nats, of_leader, of_worker) = bus_with("\"walhook.walhook.lead\"", "").await?;
+    let (world, leader) = led(&of_leader, "fallback").await?;
+    let mut program = worker_of(&of_worker)?;
+    let _worker = run(&mut program).await?;
+    until_troubled(&world, "walhook.walhook.w.>").await?;
+    for id in 1..=30 {
+        world.subscribe(id, 1 + id % 3).await?;
+    }
+    world.delivered(30).await.with_context(|| leader.log_tail())?;
+    world.settled().await.with_context(|| leader.log_tail())?;
+    world.until_metric("walhook_workers{state=\"serving\"}", "0").await?;
+    let (_, said) = get(world.admin, "/troubles").await?;
+    ensure!(said.contains("Permissions Violation for Publish"), "{said}");
+    world.until_ready(true).await?;
+    // The worker hears the leader, and no grant.
+    until_unready(&program, "grants no lease").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_only_workers_may_send_for_names_what_the_bus_refuses() -> Result<()> {
+    let (_nats, of_leader, of_worker) = bus_with("\"walhook.walhook.w.>\"", "").await?;
+    let (world, _leader) = led(&of_leader, "never").await?;
+    let mut program = worker_of(&of_worker)?;
+    let _worker = run(&mut program).await?;
+    let said = world.until_ready(false).await?;
+    ensure!(said.contains("nobody sends"), "{said}");
+    until_troubled(&world, "Permissions Violation for Publish to \\\"walhook.walhook.lead").await?;
+    let said = world.until_ready(false).await?;
+    ensure!(said.contains("walhook.walhook.lead, walhook.walhook.w.>"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_that_may_not_say_that_it_is_there_is_not_ready_and_names_the_permission()
+-> Result<()> {
+    let publishes = "\"walhook.walhook.lead\", \"walhook.walhook.w.>\"";
+    let (_nats, of_leader, of_worker) = bus_with(publishes, "walhook.walhook.hello").await?;
+    let (_world, _leader) = led(&of_leader, "fallback").await?;
+    let mut program = worker_of(&of_worker)?;
+    let worker = run(&mut program).await?;
+    let said = until_unready(&program, "grants no lease").await?;
+    ensure!(
+        said.contains("Permissions Violation for Publish to \"walhook.walhook.hello"),
+        "{said}"
+    );
+    until_said(program.admin, "walhook.walhook.hello", true).await?;
+    let log = worker.log_tail();
+    ensure!(log.matches("the bus refused something").count() == 1, "{log}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bus_that_is_away_is_told_also_where_the_leader_sends() -> Result<()> {
+    let mut nats = Nats::start("max_payload: 2MB").await?;
+    let (world, _leader) = led(&format!("\"{}\"", nats.url()), "fallback").await?;
+    nats.kill()?;
+    until_troubled(&world, "the bus is away").await?;
+    world.until_ready(true).await?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = walhook(&world, &["status"]).await?;
+        if said.lines().any(|line| line.starts_with("workers ") && line.contains("none; since ")) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{said}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    nats.start_again().await?;
+    until_said(world.admin, "the bus is away", false).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_too_large_for_the_bus_go_on_once_a_server_that_runs_is_told_to_take_them()
+-> Result<()> {
+    let mut nats = Nats::start("max_payload: 2MB").await?;
+    let (world, leader) = led(&format!("\"{}\"", nats.url()), "never").await?;
+    let mut program = worker(&nats)?;
+    let _worker = run(&mut program).await?;
+    world.until_metric("walhook_workers{state=\"serving\"}", "1").await?;
+    // Made smaller while it runs, which its clients learn when they connect anew.
+    nats.reload("max_payload: 128KB")?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    let connected = leader.log_tail().matches("the bus is connected").count();
+    nats.kill()?;
+    nats.start_again().await?;
+    let deadline = Instant::now() + PATIENCE;
+    while leader.log_tail().matches("the bus is connected").count() == connected {
+        ensure!(Instant::now() < deadline, "{}", leader.log_tail());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let large =
+        "INSERT INTO subscribers (id, account_id, email) VALUES (2, 2, repeat('x', 200000))";
+    world.sql.batch_execute(large).await?;
+    until_troubled(&world, "\"oversize\"").await?;
+    nats.reload("max_payload: 2MB")?;
+    world.delivered(2).await.with_context(|| leader.log_tail())?;
+    until_said(world.admin, "\"oversize\"", false).await?;
     Ok(())
 }

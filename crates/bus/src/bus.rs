@@ -1,5 +1,6 @@
 //! The connection, and what is published and heard over it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::state::{State, Watch};
 pub struct Bus {
     client: Client,
     state: watch::Receiver<State>,
+    options: Arc<Options>,
     /// Ends with the last clone.
     _monitor: Arc<JoinSet<()>>,
 }
@@ -90,7 +92,8 @@ impl Bus {
         let (state_sender, state) = watch::channel(State::new(Instant::now()));
         let mut monitor = JoinSet::new();
         monitor.spawn(observe(client.clone(), seen_by_monitor, state_sender));
-        Ok(Self { client, state, _monitor: Arc::new(monitor) })
+        let options = Arc::new(options.clone());
+        Ok(Self { client, state, options, _monitor: Arc::new(monitor) })
     }
 
     /// Publishes, if that can be done at once; that it arrives is not known.
@@ -153,6 +156,15 @@ impl Bus {
         matches!(timeout(within, self.client.flush()).await, Ok(Ok(())))
     }
 
+    /// Whether a new connection would take larger messages than this one, which knows only what it was told when it
+    /// was made; then it is made anew. A server that is down, or refuses us, takes none.
+    pub async fn look_again(&self) -> bool {
+        let Ok(fresh) = Self::connect_now(&self.options).await else { return false };
+        let takes = fresh.client.max_payload();
+        let larger = takes > self.state().max_payload;
+        larger && self.client.force_reconnect().await.is_ok()
+    }
+
     /// How it is now.
     #[must_use]
     pub fn state(&self) -> State {
@@ -203,6 +215,8 @@ struct Seen {
     connections: u64,
     dropped: u64,
     trouble: Option<Arc<str>>,
+    /// What the server refused of us on this connection.
+    refused: Option<Arc<str>>,
 }
 
 impl Seen {
@@ -212,10 +226,17 @@ impl Seen {
             Event::Connected => {
                 self.connected = true;
                 self.connections += 1;
+                self.refused = None;
             }
             Event::Disconnected | Event::Closed => self.connected = false,
             Event::SlowConsumer(_) => self.dropped += 1,
-            Event::ServerError(error) => return self.went_wrong(&server_error(&error)),
+            Event::ServerError(error) => {
+                let what = server_error(&error);
+                if matches!(error, ServerError::Other(_)) {
+                    self.refused = Some(what.as_str().into());
+                }
+                return self.went_wrong(&what);
+            }
             Event::ClientError(error) => return self.went_wrong(&client_error(&error)),
             Event::LameDuckMode | Event::Draining => return false,
         }
@@ -300,6 +321,7 @@ fn set(state: &mut State, seen: &Seen, max_payload: Option<usize>) -> bool {
     state.max_payload = max_payload.unwrap_or(state.max_payload);
     state.dropped = seen.dropped;
     state.trouble = seen.trouble.clone();
+    state.refused = seen.refused.clone();
     before != *state
 }
 
@@ -310,9 +332,38 @@ struct Told {
     away: bool,
     dropped: u64,
     trouble: Option<Arc<str>>,
+    /// When a line was written last of what was refused, by its kind: a session's subject is another each time.
+    refused: BTreeMap<String, Instant>,
+}
+
+/// The log says so often that something of one kind is refused.
+const REFUSED_AGAIN: Duration = Duration::from_secs(60);
+
+/// Kinds of what is refused, at most: beyond that the log has no more of them.
+const KINDS_MAX: usize = 32;
+
+/// What a server refuses, without the names of sessions, epochs and numbers.
+fn kind(said: &str) -> String {
+    let is_name = |word: &str| word.bytes().any(|byte| byte.is_ascii_digit());
+    let words = said.split_inclusive(['.', ' ', '"']);
+    words.map(|word| if is_name(word) { "*" } else { word }).collect()
 }
 
 impl Told {
+    /// Whether the log is to say that this is refused.
+    fn is_due(&mut self, said: &str, now: Instant) -> bool {
+        let kind = kind(said);
+        if self.refused.len() >= KINDS_MAX && !self.refused.contains_key(&kind) {
+            return false;
+        }
+        let last = self.refused.get(&kind);
+        let due = last.is_none_or(|at| now.duration_since(*at) >= REFUSED_AGAIN);
+        if due {
+            self.refused.insert(kind, now);
+        }
+        due
+    }
+
     /// One line when it goes, one when it is back, and one for each trouble of another kind.
     fn tell(&mut self, seen: &Seen, up: bool) {
         let trouble = seen.trouble.as_deref().unwrap_or("no reason was given");
@@ -322,7 +373,7 @@ impl Told {
         } else if !up && !seen.connected && (self.up || (!self.away && seen.trouble.is_some())) {
             tracing::warn!(why = trouble, "the bus is away; connecting again and again");
             self.away = true;
-        } else if up && seen.trouble != self.trouble {
+        } else if up && seen.trouble != self.trouble && self.is_due(trouble, Instant::now()) {
             tracing::warn!(why = trouble, "the bus refused something");
         }
         if seen.dropped != self.dropped {

@@ -21,11 +21,21 @@ pub struct State {
     /// What went wrong last: in words, without secrets. Stays when it is over; a permission that is
     /// missing is told here while the bus is connected.
     pub trouble: Option<Arc<str>>,
+    /// What the server has refused of us since it connected: names the subject where a permission is missing.
+    pub refused: Option<Arc<str>>,
 }
 
 impl State {
     pub(crate) fn new(since: Instant) -> Self {
-        Self { connected: false, since, max_payload: 0, connections: 0, dropped: 0, trouble: None }
+        Self {
+            connected: false,
+            since,
+            max_payload: 0,
+            connections: 0,
+            dropped: 0,
+            trouble: None,
+            refused: None,
+        }
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Fleet {
     connected: bool,
     was_connected: bool,
     max_payload: usize,
+    /// The most bytes that the bus did not take, and when such a request came last.
+    refused_bytes: Option<(Tick, u64)>,
     stopping: bool,
     local_in_flight: u32,
     sessions: BTreeMap<SessionId, Session>,
@@ -120,6 +122,7 @@ impl Fleet {
             connected: false,
             was_connected: false,
             max_payload: 0,
+            refused_bytes: None,
             stopping: false,
             local_in_flight: 0,
             sessions: BTreeMap::new(),
@@ -153,6 +156,7 @@ impl Fleet {
         self.enter(now);
         let bytes = pick::bytes_of(attempt);
         if self.too_large(bytes) {
+            self.note_too_large(bytes);
             return match self.settings.local {
                 Local::Never => Placement::TooLarge,
                 Local::Fallback | Local::Always => Placement::Local,
@@ -265,10 +269,13 @@ impl Fleet {
         let mut gauges = FleetGauges {
             in_flight: self.placed.len(),
             slots: self.slots.unwrap_or_default(),
+            too_large: self.still_too_large(),
             ..FleetGauges::default()
         };
         for session in self.sessions.values() {
+            gauges.unconfirmed += usize::from(session.is_unconfirmed(self.now, &self.settings));
             match session.state(self.now) {
+                WorkerState::Joining => gauges.joining += 1,
                 WorkerState::Serving => gauges.serving += 1,
                 WorkerState::Draining => gauges.draining += 1,
                 WorkerState::Quarantined => gauges.quarantined += 1,

@@ -249,7 +249,7 @@ fn known(
         )
     };
     let mut taken = BTreeMap::<(&str, Digest), (usize, u64)>::new();
-    let mut named = 0;
+    let (mut named, mut counted) = (0, BTreeSet::new());
     for (_, hello) in seen.values() {
         let (host, build, digest) = (&hello.host, &hello.build, hello.egress);
         if let Some(why) = refused(hello) {
@@ -258,6 +258,10 @@ fn known(
                 let finding = format!("{host}, version {build}, [egress] {digest}");
                 report.fail(WORKERS, finding, why);
             }
+            continue;
+        }
+        // One that began a session while we listened was heard by both.
+        if hello.worker.is_some_and(|worker| !counted.insert(worker)) {
             continue;
         }
         let (count, slots) = taken.entry((build, digest)).or_default();

@@ -15,8 +15,8 @@ use walhook_dispatch::dispatcher::EndpointChange;
 /// Counters by the value of their one label.
 type Labelled = prometheus::Result<HashMap<&'static str, IntCounter>>;
 
-pub(super) const WORKER_STATES: [&str; 5] =
-    ["serving", "draining", "quarantined", "mute", "silent"];
+pub(super) const WORKER_STATES: [&str; 6] =
+    ["joining", "serving", "draining", "quarantined", "mute", "silent"];
 
 /// What a second opinion came to: the endpoint was reached, failed likewise, or neither can be told.
 pub(super) const SECOND_OPINIONS: [&str; 3] = ["reached", "failed", "undecided"];

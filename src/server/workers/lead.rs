@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::pack::{Order, Packers, Report};
 use super::troubles::Troubles;
@@ -40,6 +41,10 @@ use walhook_state::WorkerRow;
 
 /// Frames and reports taken at once before anything else has its turn.
 const AT_ONCE: usize = 256;
+
+/// How often it is looked whether the bus takes larger messages, while something is too large: a server that was told
+/// to take them says so to new connections alone.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What has come from the bus, or from a packer.
 pub(in crate::server) enum Came {
@@ -77,6 +82,9 @@ pub(in crate::server) struct LeaderWorkers {
     rows: watch::Sender<Option<Vec<WorkerRow>>>,
     metrics: Arc<Metrics>,
     troubles: Troubles,
+    /// Looks whether the bus takes larger messages than it said, and when the next may be.
+    looks: JoinSet<()>,
+    look_at: Tick,
     counted: FleetCounters,
     /// Of lines about frames that cannot be read: a stranger may send as many as it likes, and none of them is to
     /// keep a line about a worker from the log.
@@ -137,6 +145,8 @@ impl LeaderWorkers {
             rows,
             metrics: Arc::clone(metrics),
             troubles: Troubles::new(tell, workers, &link.subjects),
+            looks: JoinSet::new(),
+            look_at: Tick(0),
             counted: FleetCounters::default(),
             unreadable: LinePace::default(),
             changes: LinePace::default(),
@@ -361,6 +371,7 @@ impl LeaderWorkers {
         let metrics = &self.metrics;
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         for (state, workers) in [
+            (WorkerState::Joining, gauges.joining),
             (WorkerState::Serving, gauges.serving),
             (WorkerState::Draining, gauges.draining),
             (WorkerState::Quarantined, gauges.quarantined),
@@ -384,6 +395,16 @@ impl LeaderWorkers {
             ("running", counters.adopted_running, then.adopted_running),
         ] {
             metrics.count_adopted(result, now - then);
+        }
+        while self.looks.try_join_next().is_some() {}
+        if gauges.too_large.is_some() && now >= self.look_at && self.looks.is_empty() {
+            self.look_at = now + LOOK_AGAIN;
+            let bus = self.link.bus.clone();
+            self.looks.spawn(async move {
+                if bus.look_again().await {
+                    tracing::info!("the bus takes larger messages now; connecting anew");
+                }
+            });
         }
         self.troubles.report(now, &gauges, &counters, &self.link.bus.state());
         if let Some(more) = self.unreadable.take_withheld(now) {
@@ -420,6 +441,7 @@ fn row(worker: &WorkerSeen, now: Tick, unix_us: i64) -> WorkerRow {
 fn say(changed: &WorkerChanged) {
     let WorkerChanged { session, host, build, state, refused, bye, lost, quarantine } = changed;
     match state {
+        WorkerState::Joining => tracing::debug!(%session, host, build, "a worker joins"),
         WorkerState::Serving => tracing::info!(%session, host, build, "a worker serves"),
         WorkerState::Draining => tracing::info!(
             %session, host, why = bye.map_or("a frame did not reach it", |why| why.as_str()),

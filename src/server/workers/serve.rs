@@ -21,13 +21,13 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Link, SHARED_FIX, shared, subscribe};
-use crate::server::health::{self, Teller};
+use crate::server::health::{self, LEADER_SILENT, NO_LEASE, Teller};
 use crate::server::leadership::hostname;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
-use crate::server::stop::Stop;
+use crate::server::stop::{Fatal, Stop};
 use crate::server::trouble::Part;
-use walhook_bus::{BusEvent, NotPublished, Received, Subscription, Watch};
+use walhook_bus::{BusEvent, NotPublished, Received, State, Subscription, Watch};
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::tick::{Tick, micros};
 use walhook_fleet::frame::{Digest, Frame, Header, Request, SPOKEN, SessionId};
@@ -91,8 +91,8 @@ pub(crate) async fn serve(serves: Serves, drain: CancellationToken) -> Result<()
                 worker.draining = true;
                 worker.handle(ServeInput::Drain);
             }
-            event = next_event(&mut watch) => {
-                worker.note_bus(event);
+            event = watch.next() => {
+                worker.note_bus(event.ok_or(Fatal::BusEnded)?);
             }
             ended = worker.attempts.next() => worker.take_ended(ended),
             received = heard(&mut leads) => worker.take_frame(received),
@@ -113,14 +113,6 @@ pub(crate) async fn serve(serves: Serves, drain: CancellationToken) -> Result<()
         );
     }
     Ok(())
-}
-
-/// The bus is gone only with its last handle, of which we hold one.
-async fn next_event(watch: &mut Watch) -> BusEvent {
-    match watch.next().await {
-        Some(event) => event,
-        None => std::future::pending().await,
-    }
 }
 
 async fn heard(subscription: &mut Subscription) -> Received {
@@ -163,8 +155,10 @@ struct Worker {
     /// When it ends although the leader has not heard of everything.
     give_up_at: Option<Instant>,
     report_at: Instant,
-    /// Since when the leader of another pipeline is heard.
-    another_since: Option<Instant>,
+    /// Since when something keeps this worker and leaders apart, and since when there is no lease although a leader is
+    /// heard.
+    apart_since: Option<Instant>,
+    no_lease_since: Option<Instant>,
     /// Of lines about frames that cannot be read, and about those that the bus does not take.
     unreadable: LinePace,
     unpublished: LinePace,
@@ -216,7 +210,8 @@ impl Worker {
             draining: false,
             give_up_at: None,
             report_at: Instant::now(),
-            another_since: None,
+            apart_since: None,
+            no_lease_since: None,
             unreadable: LinePace::default(),
             unpublished: LinePace::default(),
         }
@@ -380,6 +375,47 @@ impl Worker {
         }
     }
 
+    /// Since when a leader is heard that neither grants anything nor says why.
+    fn no_lease(&mut self, now: Instant, has_lease: bool, state: ServeState) -> Option<Instant> {
+        let heard = self.serving.lead_heard(boot_us()).is_some_and(|ago| ago < LEADER_SILENT);
+        let asks = matches!(state, ServeState::Joining | ServeState::Serving | ServeState::Waiting);
+        if self.draining || has_lease || !heard || !asks {
+            self.no_lease_since = None;
+        } else {
+            self.no_lease_since.get_or_insert(now);
+        }
+        self.no_lease_since
+    }
+
+    /// Tells what keeps this worker and leaders apart. One that drains is none of theirs.
+    fn tell_trouble(&mut self, now: Instant, bus: &State, no_lease: Option<Instant>) {
+        let another = self.serving.another_heard(boot_us());
+        let another = !self.draining && another.is_some_and(|ago| ago < ANOTHER_WITHIN);
+        let no_lease = no_lease.filter(|since| now.duration_since(*since) >= NO_LEASE);
+        if !another && no_lease.is_none() {
+            if self.apart_since.take().is_some() {
+                self.serves.tell.works(Part::Bus);
+            }
+            return;
+        }
+        let since = *self.apart_since.get_or_insert(no_lease.unwrap_or(now));
+        let subjects = &self.serves.link.subjects;
+        let (error, fix) = if another {
+            let error = format!("{}; its leader is not served", shared(&self.serves.subject));
+            (error, SHARED_FIX.to_owned())
+        } else {
+            let (publishes, hears) = subjects.of_worker();
+            let fix = format!(
+                "let the workers' user of the bus publish to {} and subscribe to {}, and the leader's publish to \
+                 {subjects}.w.>; `walhook check --role worker` and `walhook check` say what is missing",
+                publishes.join(", "),
+                hears.join(", ")
+            );
+            (format!("a leader is heard, and grants no lease: {}", without_lease(bus)), fix)
+        };
+        self.serves.tell.fails_with(Part::Bus, since, &error, &fix);
+    }
+
     fn report_now(&mut self, watch: &Watch) {
         self.report_at = Instant::now() + REPORT_EVERY;
         let (now, now_us) = (Instant::now(), boot_us());
@@ -391,17 +427,12 @@ impl Worker {
         metrics.connection_bytes.set(count(self.serves.transport.held_bytes()));
         let state = self.serving.state();
         let bus = watch.state();
-        let another = self.serving.another_heard(now_us);
-        if !self.draining && another.is_some_and(|ago| ago < ANOTHER_WITHIN) {
-            let since = *self.another_since.get_or_insert(now);
-            let error = format!("{}; its leader is not served", shared(&self.serves.subject));
-            self.serves.tell.fails_with(Part::Joining, since, &error, SHARED_FIX);
-        } else if self.another_since.take().is_some() {
-            self.serves.tell.works(Part::Joining);
-        }
+        let no_lease = self.no_lease(now, left.is_some(), state);
+        self.tell_trouble(now, &bus, no_lease);
         self.serves.tell.serves(health::Serving {
             leader_heard_at: self.serving.lead_heard(now_us).and_then(|ago| now.checked_sub(ago)),
             lease_until: left.map(|left| now + left),
+            no_lease: no_lease.map(|since| (since, without_lease(&bus))),
             refused: match state {
                 ServeState::Refused(why) => Some(why.as_str().to_owned()),
                 ServeState::Waiting
@@ -414,6 +445,14 @@ impl Worker {
             }),
             draining: self.draining,
         });
+    }
+}
+
+/// Why a leader that is heard grants no lease, as far as it can be seen from here.
+fn without_lease(bus: &State) -> String {
+    match &bus.refused {
+        Some(refused) => format!("the bus refuses us something: {refused}"),
+        None => "what one says does not reach the other".to_owned(),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::server::health::Teller;
 use crate::server::trouble::{PASSING, Part};
 use walhook_bus::State;
 use walhook_core::tick::Tick;
-use walhook_fleet::leader::{FleetCounters, FleetGauges, WorkerChanged, WorkerState};
+use walhook_fleet::leader::{FleetCounters, FleetGauges, SPARE, WorkerChanged, WorkerState};
 use walhook_fleet::subjects::Subjects;
 
 /// A refused worker asks again every 10 s: one that was refused within this time is there.
@@ -26,8 +26,7 @@ pub(super) struct Troubles {
     local: LocalSending,
     /// `workers.subject`.
     subject: String,
-    /// What workers publish their outcomes to.
-    outcomes: String,
+    subjects: Subjects,
     /// Since when no worker serves.
     unserved: Option<Instant>,
     /// Since when a worker is mute, and the machine of the last one.
@@ -37,6 +36,10 @@ pub(super) struct Troubles {
     refused: Option<(Tick, String, &'static str)>,
     /// Words of other pipelines' workers so far, and when the last one came.
     foreign: (u64, Option<Tick>),
+    /// Since when there are workers that do not show that they hear us.
+    unconfirmed: Option<Instant>,
+    /// Since when something is too large for the bus.
+    oversize: Option<Instant>,
     /// Since when something keeps leader and workers from coming together.
     apart: Option<Instant>,
 }
@@ -47,7 +50,9 @@ impl Troubles {
             tell: tell.clone(),
             local: workers.local,
             subject: workers.subject.clone(),
-            outcomes: format!("{subjects}.l.>"),
+            subjects: subjects.clone(),
+            unconfirmed: None,
+            oversize: None,
             unserved: None,
             mute: None,
             mute_host: String::new(),
@@ -78,13 +83,23 @@ impl Troubles {
         if self.foreign.0 != counters.foreign {
             self.foreign = (counters.foreign, Some(now));
         }
-        let apart = self.why_apart(now);
+        if gauges.unconfirmed > 0 && bus.connected {
+            self.unconfirmed.get_or_insert_with(Instant::now);
+        } else {
+            self.unconfirmed = None;
+        }
+        let away = (!bus.connected && self.local != LocalSending::Never).then(|| {
+            // Where only workers may send, nobody does, which is told as that.
+            let (error, fix) = why_away(bus);
+            (format!("{error}; the leader sends all"), fix)
+        });
+        let apart = away.or_else(|| self.why_apart(now, bus));
         if let Some((error, fix)) = &apart {
             let since = *self.apart.get_or_insert_with(Instant::now);
-            self.tell.fails_with(Part::Joining, since, error, fix);
+            self.tell.fails_with(Part::Bus, since, error, fix);
         } else {
             self.apart = None;
-            self.tell.works(Part::Joining);
+            self.tell.works(Part::Bus);
         }
         // One in quarantine is given a request at a time.
         let serve = gauges.serving + gauges.quarantined;
@@ -97,6 +112,25 @@ impl Troubles {
             if since.elapsed() >= PASSING {
                 let (error, fix) = self.why_unserved(now, gauges, bus);
                 self.tell.fails_with(Part::Sending, since, &error, &fix);
+            }
+        }
+        match gauges.too_large.filter(|_| self.local == LocalSending::Never) {
+            Some(bytes) => {
+                let since = *self.oversize.get_or_insert_with(Instant::now);
+                let error = format!(
+                    "the bus takes messages of {} bytes, and a request takes {bytes}",
+                    bus.max_payload
+                );
+                let fix = format!(
+                    "set max_payload = {} or more in the configuration of nats-server and have it reloaded, which is \
+                     seen within a minute, or lower max_bytes of the rules",
+                    bytes.saturating_add(SPARE)
+                );
+                self.tell.fails_with(Part::Oversize, since, &error, &fix);
+            }
+            None => {
+                self.oversize = None;
+                self.tell.works(Part::Oversize);
             }
         }
         if gauges.mute == 0 {
@@ -115,18 +149,30 @@ impl Troubles {
     }
 
     /// Why workers that are there do not serve this leader, and the fix.
-    fn why_apart(&self, now: Tick) -> Option<(String, String)> {
-        let at = self.foreign.1?;
-        let is_new = now.since(at) < FOREIGN_WITHIN;
-        let error = || format!("{}, and has workers that could be ours", shared(&self.subject));
-        is_new.then(|| (error(), SHARED_FIX.to_owned()))
+    fn why_apart(&self, now: Tick, bus: &State) -> Option<(String, String)> {
+        if self.foreign.1.is_some_and(|at| now.since(at) < FOREIGN_WITHIN) {
+            let error = format!("{}, and has workers that could be ours", shared(&self.subject));
+            return Some((error, SHARED_FIX.to_owned()));
+        }
+        // One that was killed as it joined is lost within this time.
+        if self.unconfirmed.is_none_or(|since| since.elapsed() < PASSING) {
+            return None;
+        }
+        let subjects = &self.subjects;
+        Some((
+            format!("workers are heard, and do not hear what we publish to them{}", refusal(bus)),
+            format!(
+                "let the leader's user of the bus publish to {subjects}.w.> and the workers' subscribe to \
+                 {subjects}.w.*; `walhook check` and `walhook check --role worker` say what is missing"
+            ),
+        ))
     }
 
     /// What lets outcomes come.
     fn unmute(&self) -> String {
-        let outcomes = &self.outcomes;
+        let subjects = &self.subjects;
         format!(
-            "let the workers' user of the bus publish to {outcomes} and the leader's subscribe to it, and start these \
+            "let the workers' user of the bus publish to {subjects}.l.> and the leader's subscribe to it, and start these \
              workers again; `walhook workers list` shows which they are"
         )
     }
@@ -136,11 +182,8 @@ impl Troubles {
         let because = "workers.local is \"never\"";
         let or = "or set workers.local = \"fallback\", so that the leader sends meanwhile";
         if !bus.connected {
-            let trouble = bus.trouble.as_deref().unwrap_or("connecting");
-            return (
-                format!("{because}, and the bus is away: {trouble}"),
-                format!("start nats-server, or correct [workers] (see `walhook check`), {or}"),
-            );
+            let (error, fix) = why_away(bus);
+            return (format!("{because}, and {error}"), format!("{fix}, {or}"));
         }
         if gauges.mute > 0 {
             let error = format!("{because}, and the outcomes of all workers are not heard");
@@ -153,8 +196,20 @@ impl Troubles {
                 format!("correct the worker's configuration, {or}"),
             );
         }
-        if let Some((error, fix)) = self.why_apart(now) {
+        if let Some((error, fix)) = self.why_apart(now, bus) {
             return (format!("{because}, and {error}"), format!("{fix}, {or}"));
+        }
+        if bus.refused.is_some() {
+            let (publishes, hears) = self.subjects.of_leader();
+            return (
+                format!("{because}, and no worker serves{}", refusal(bus)),
+                format!(
+                    "let the leader's user of the bus publish to {} and subscribe to {}; `walhook check` says what is \
+                     missing; {or}",
+                    publishes.join(", "),
+                    hears.join(", ")
+                ),
+            );
         }
         let (silent, draining) = (gauges.silent, gauges.draining);
         (
@@ -162,6 +217,24 @@ impl Troubles {
             format!("start workers: `walhook run --role worker`, {or}"),
         )
     }
+}
+
+/// That the bus is away, and the fix. What was read of a file of a secret is not read again.
+fn why_away(bus: &State) -> (String, String) {
+    let trouble = bus.trouble.as_deref().unwrap_or("connecting");
+    (
+        format!("the bus is away: {trouble}"),
+        "start nats-server, or correct [workers] and start this instance again (see `walhook check`; files of \
+         secrets are read at the start)"
+            .to_owned(),
+    )
+}
+
+/// What the bus refuses of us, behind what follows from it.
+pub(super) fn refusal(bus: &State) -> String {
+    bus.refused
+        .as_ref()
+        .map_or_else(String::new, |it| format!("; the bus refuses us something: {it}"))
 }
 
 #[cfg(test)]
@@ -177,6 +250,7 @@ mod tests {
             connections: 1,
             dropped: 0,
             trouble,
+            refused: None,
         }
     }
 
@@ -239,7 +313,13 @@ mod tests {
         for gauges in [FleetGauges { serving: 1, ..none }, FleetGauges { quarantined: 1, ..none }] {
             assert_eq!(said(LocalSending::Never, gauges, true, false, 0).await, []);
         }
-        assert_eq!(said(LocalSending::Fallback, none, false, true, 0).await, []);
+        let away = said(LocalSending::Fallback, none, false, true, 0).await;
+        let [(Part::Bus, text)] = &away[..] else { panic!("{away:?}") };
+        assert!(
+            text.contains("the bus is away: connection refused; the leader sends all"),
+            "{text}"
+        );
+        assert_eq!(said(LocalSending::Fallback, none, true, true, 0).await, []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -254,8 +334,8 @@ mod tests {
     async fn another_pipeline_on_the_subjects_is_told_whoever_sends() {
         let none = FleetGauges::default();
         for (local, parts) in [
-            (LocalSending::Never, &[Part::Sending, Part::Joining][..]),
-            (LocalSending::Fallback, &[Part::Joining]),
+            (LocalSending::Never, &[Part::Sending, Part::Bus][..]),
+            (LocalSending::Fallback, &[Part::Bus]),
         ] {
             let said = said(local, none, true, false, 7).await;
             assert_eq!(said.iter().map(|(part, _)| *part).collect::<Vec<_>>(), parts);
@@ -265,6 +345,40 @@ mod tests {
                     "{text}"
                 );
                 assert!(text.contains("give each pipeline its own workers.subject"), "{text}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_bus_refuses_is_named_where_nobody_serves_for_it() {
+        let (tell, listen) = Teller::new("p");
+        let subjects = Subjects::new("walhook", "p").unwrap();
+        let of = async |local, gauges: FleetGauges| {
+            let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
+            let mut bus = state(true);
+            bus.refused = Some("the server says no to walhook.p.w.1".into());
+            for _ in 0..2 {
+                troubles.report(Tick(0), &gauges, &FleetCounters::default(), &bus);
+                tokio::time::advance(PASSING).await;
+            }
+            troubles.report(Tick(1), &gauges, &FleetCounters::default(), &bus);
+            let health = listen.borrow();
+            let said = health.troubles.iter();
+            let said: Vec<_> =
+                said.map(|(part, it)| (*part, format!("{}; {}", it.error, it.fix))).collect();
+            said
+        };
+        let none = FleetGauges::default();
+        let said = of(LocalSending::Never, none).await;
+        let [(Part::Sending, text)] = &said[..] else { panic!("{said:?}") };
+        assert!(text.contains("no to walhook.p.w.1") && text.contains("walhook.p.lead"), "{text}");
+        let unconfirmed = FleetGauges { joining: 1, unconfirmed: 1, ..none };
+        for local in [LocalSending::Fallback, LocalSending::Never] {
+            let said = of(local, unconfirmed).await;
+            assert!(said.iter().any(|(part, _)| *part == Part::Bus), "{said:?}");
+            for (_, text) in said {
+                assert!(text.contains("no to walhook.p.w.1"), "{text}");
+                assert!(text.contains("publish to walhook.p.w.>"), "{text}");
             }
         }
     }

@@ -72,6 +72,18 @@ impl Nats {
         Ok(fs::write(self.dir.path().join("nats.conf"), text)?)
     }
 
+    /// Has it read these lines of its configuration while it runs.
+    ///
+    /// # Errors
+    /// When it is not running, or cannot be told.
+    pub fn reload(&self, configuration: &str) -> Result<()> {
+        self.configure(configuration)?;
+        let child = self.child.as_ref().context("it is not running")?;
+        let told = Command::new("kill").args(["-HUP", &child.id().to_string()]).status()?;
+        ensure!(told.success(), "cannot be told to reload");
+        Ok(())
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

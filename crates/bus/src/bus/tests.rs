@@ -246,3 +246,38 @@ async fn bus_takes_an_nkey() -> Result<()> {
     Bus::connect_now(&options).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn larger_messages_are_taken_once_a_server_was_told_to_take_them() -> Result<()> {
+    let nats = Nats::start("max_payload: 70000").await?;
+    let bus = Bus::connect_now(&options(&[nats.url()])).await?;
+    let mut watch = bus.watch();
+    assert_eq!(until_up(&mut watch).await?, 70_000);
+    assert!(!bus.look_again().await, "it takes no more");
+    nats.reload("max_payload: 200000")?;
+    let looked = async {
+        while !bus.look_again().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, looked).await?;
+    assert_eq!(event(&mut watch).await?, BusEvent::Down);
+    assert_eq!(until_up(&mut watch).await?, 200_000);
+    bus.publish("p.w.one", None, Bytes::from(vec![b'x'; 100_000]))?;
+    Ok(())
+}
+
+#[test]
+fn log_has_one_line_a_minute_of_each_kind_of_what_is_refused() {
+    let (mut told, start) = (Told::default(), Instant::now());
+    let publish = |subject: &str| {
+        format!(
+            "the server says Permissions Violation for Publish to \"walhook.walhook.{subject}\""
+        )
+    };
+    assert!(told.is_due(&publish("w.0f3a9c0000000000000000000000beef"), start));
+    let another = publish("w.1f3a9c0000000000000000000000beef");
+    assert!(!told.is_due(&another, start), "another session");
+    assert!(told.is_due(&publish("lead"), start));
+    assert!(told.is_due(&another, start + REFUSED_AGAIN));
+}

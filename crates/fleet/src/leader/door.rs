@@ -201,6 +201,8 @@ pub enum Ending {
 /// How a worker stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkerState {
+    /// It is heard, and has not shown yet that it hears the leader: it takes nothing.
+    Joining,
     /// It takes requests.
     Serving,
     /// It ends what it has, and takes no more.
@@ -224,6 +226,7 @@ impl WorkerState {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Joining => "joining",
             Self::Serving => "serving",
             Self::Draining => "draining",
             Self::Quarantined => "quarantined",
@@ -319,6 +322,10 @@ pub struct FleetCounters {
 /// How the fleet stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FleetGauges {
+    /// Workers that have not shown yet that they hear the leader.
+    pub joining: usize,
+    /// Sessions, also such as have ended, that were granted a lease and have not shown within it that they heard so.
+    pub unconfirmed: usize,
     /// Workers that serve.
     pub serving: usize,
     /// Workers that drain.
@@ -333,4 +340,6 @@ pub struct FleetGauges {
     pub in_flight: usize,
     /// What was told last.
     pub slots: Slots,
+    /// The bytes of the largest request that the bus does not take, where one came within an hour.
+    pub too_large: Option<u64>,
 }

@@ -49,11 +49,11 @@ impl Fleet {
         let Some(session) = self.sessions.get_mut(&id) else {
             unreachable!("a session that has joined is there");
         };
-        let slots = session.slots;
+        let before = (session.slots, session.is_open());
         if !session.hear(hello, seq, now) {
             return;
         }
-        if slots != session.slots {
+        if before != (session.slots, session.is_open()) {
             self.workers_changed = true;
             self.slots_changed = true;
         }
@@ -128,6 +128,7 @@ impl Fleet {
             return;
         };
         let (from, count) = (first, u64::try_from(outcomes.len()).unwrap_or(0));
+        session.confirm();
         let heard = session.count_outcomes(first, count);
         self.ready.insert(id);
         for (number, told) in (from..).zip(outcomes) {

@@ -4,6 +4,8 @@
 //! hashing), so that a host's connections stay warm on few; beyond that the least loaded. A large account's host so
 //! spreads by itself, as far as it must.
 
+use std::time::Duration;
+
 use super::{Fleet, Local, Slots};
 use crate::frame::SessionId;
 use walhook_core::attempt::Attempt;
@@ -11,6 +13,9 @@ use walhook_core::attempt::Attempt;
 /// What of the bus's largest message is left for what stands beside an attempt: the frame, and what its size was
 /// guessed too low by.
 pub const SPARE: u64 = 64 << 10;
+
+/// A bus that did not take a request is looked at again for so long.
+const TOO_LARGE_FOR: Duration = Duration::from_secs(3_600);
 
 /// A request takes this beside what is counted: names of fields, the signature, ids and times in the body.
 const REQUEST_FIXED: u64 = 2 << 10;
@@ -92,6 +97,17 @@ impl Fleet {
     pub(super) fn too_large(&self, bytes: u64) -> bool {
         let max = u64::try_from(self.max_payload).unwrap_or(u64::MAX);
         self.connected && bytes > max.saturating_sub(SPARE)
+    }
+
+    pub(super) fn note_too_large(&mut self, bytes: u64) {
+        let most = self.still_too_large().unwrap_or(0).max(bytes);
+        self.refused_bytes = Some((self.now, most));
+    }
+
+    /// What the bus does not take, as it is now.
+    pub(super) fn still_too_large(&self) -> Option<u64> {
+        let (at, bytes) = self.refused_bytes?;
+        (self.too_large(bytes) && self.now < at + TOO_LARGE_FOR).then_some(bytes)
     }
 
     /// Who is to send an attempt, other than `not`: that one could not. `None`: nobody can, or may.

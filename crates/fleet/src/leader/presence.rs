@@ -153,6 +153,11 @@ impl Fleet {
             };
             self.end(delivery, ending, None);
         }
+        if !session.is_confirmed() {
+            // It never served: most often its next session is here already.
+            self.workers_changed = true;
+            return;
+        }
         let left = lost == 0 && matches!(session.phase, Phase::Closing(_));
         if !left {
             self.counters.sessions_lost += 1;

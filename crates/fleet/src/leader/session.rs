@@ -63,6 +63,9 @@ pub(super) struct Session {
     budget: u64,
     version: u8,
     pub(super) phase: Phase,
+    pub(super) began: Tick,
+    /// The worker has shown that it hears this leader: it has taken a frame of the session.
+    confirmed: bool,
     /// An attempt of it was overdue. It is granted nothing more, so that its lease runs out, and it with it.
     overdue: bool,
     pub(super) silent: bool,
@@ -117,6 +120,8 @@ impl Session {
             budget: 0,
             version,
             phase: Phase::Serving,
+            began: now,
+            confirmed: false,
             overdue: false,
             silent: false,
             quiet: false,
@@ -160,8 +165,23 @@ impl Session {
         self.heard_at = now;
         self.silent = false;
         self.grant_due = !self.overdue;
+        self.confirmed |= hello.received_upto > 0;
         self.note_taken(hello.received_upto, now);
         true
+    }
+
+    /// What only one says that was granted something has come.
+    pub(super) fn confirm(&mut self) {
+        self.confirmed = true;
+    }
+
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// Whether it was granted a lease for so long that it should have confirmed it, and has not.
+    pub(super) fn is_unconfirmed(&self, now: Tick, settings: &FleetSettings) -> bool {
+        !self.confirmed && now >= self.began + settings.lease
     }
 
     /// The worker has the frames up to this one.
@@ -239,9 +259,9 @@ impl Session {
         self.flights.is_empty() || self.bytes.saturating_add(bytes) <= self.budget
     }
 
-    /// Whether work is given to it at all.
+    /// Whether work is given to it at all. What is published to one that has not confirmed anything may reach nobody.
     pub(super) fn is_open(&self) -> bool {
-        self.phase == Phase::Serving && !self.silent && !self.quiet
+        self.phase == Phase::Serving && self.confirmed && !self.silent && !self.quiet
     }
 
     /// Whether it counts by what it has, since it is given no more.
@@ -255,6 +275,7 @@ impl Session {
             _ if self.health.is_mute() => WorkerState::Mute,
             Phase::Closing(_) => WorkerState::Draining,
             Phase::Serving if !self.has_slots() => WorkerState::Draining,
+            Phase::Serving if !self.confirmed => WorkerState::Joining,
             Phase::Serving if self.health.is_quarantined(now) => WorkerState::Quarantined,
             Phase::Serving => WorkerState::Serving,
         }

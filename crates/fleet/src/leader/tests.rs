@@ -320,7 +320,9 @@ fn lost_attempts_are_the_workers_and_not_its_neighbours_on_the_same_host() {
     let hello = |rig: &mut Rig, n: u128, worker: u128| {
         rig.hellos += 1;
         let hello = Hello { worker: Some(WorkerId(worker)), ..rig.plain() };
-        rig.frame(n, rig.hellos, Body::Hello(hello));
+        rig.frame(n, rig.hellos, Body::Hello(hello.clone()));
+        rig.hellos += 1;
+        rig.frame(n, rig.hellos, Body::Hello(Hello { received_upto: 1, ..hello }));
     };
     hello(&mut rig, 0, 7);
     rig.place("a.example");
@@ -357,4 +359,48 @@ fn workers_of_which_nothing_becomes_are_told_again_every_ten_seconds() {
     for (at, workers) in told {
         assert!(workers.len() == 2 && workers.iter().all(|worker| worker.seen == at), "{at:?}");
     }
+}
+
+#[test]
+fn worker_that_has_not_shown_that_it_hears_the_leader_is_given_nothing_and_counted() {
+    let mut rig = Rig::new(Local::Fallback, 0);
+    rig.only_hello(0, HelloState::Serving, 0);
+    rig.effects();
+    let gauges = rig.fleet.gauges();
+    assert_eq!((gauges.joining, gauges.serving, gauges.unconfirmed), (1, 0, 0));
+    assert_eq!(rig.slots(), OWN, "the leader sends meanwhile");
+    assert_eq!(rig.fleet.place(rig.now, &attempt(1, "a.example", 100)), Placement::Local);
+    // It hears none of the grants, begins anew each lease, and stays counted.
+    for n in 0..6 {
+        for _ in 0..8 {
+            rig.now = rig.now + LEASE / 8;
+            rig.only_hello(n, HelloState::Serving, 0);
+            rig.effects();
+        }
+        let gauges = rig.fleet.gauges();
+        assert!(gauges.unconfirmed > 0 && gauges.serving == 0, "{n}: {gauges:?}");
+        assert_eq!(rig.fleet.place(rig.now, &attempt(2, "a.example", 100)), Placement::Local);
+    }
+    rig.hello(9, HelloState::Serving, 0);
+    rig.effects();
+    assert_eq!(rig.fleet.gauges().serving, 1);
+    assert_eq!(rig.fleet.place(rig.now, &attempt(3, "a.example", 100)), Placement::Taken);
+    rig.wait(LEASE + LOST_AFTER_LEASE, 10);
+    assert_eq!((rig.fleet.gauges().unconfirmed, rig.fleet.counters().sessions_lost), (0, 0));
+}
+
+#[test]
+fn what_the_bus_does_not_take_is_told_until_it_does_or_nobody_asks_any_more() {
+    let mut rig = Rig::new(Local::Never, 1);
+    assert_eq!(rig.fleet.place(rig.now, &attempt(1, "a.example", 1 << 20)), Placement::TooLarge);
+    let told = |rig: &Rig| rig.fleet.gauges().too_large;
+    let bytes = told(&rig).expect("it is told");
+    assert!(bytes > 1 << 20);
+    assert_eq!(rig.fleet.place(rig.now, &attempt(2, "a.example", 1_020_000)), Placement::TooLarge);
+    assert_eq!(told(&rig), Some(bytes), "the largest");
+    rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload: 2 << 20 });
+    assert_eq!(told(&rig), None);
+    rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload: 1 << 20 });
+    rig.wait(Duration::from_secs(3_600), 1);
+    assert_eq!(told(&rig), None);
 }

@@ -245,6 +245,10 @@ impl Session {
         if took == Took::InTurn && grant.stamp_us <= now_us && grant.stamp_us >= self.began_us {
             self.heard_us = now_us;
             self.lease = grant.lease;
+            if self.until_us.is_none() {
+                // The leader gives nothing to one that has not shown that it hears it.
+                self.hello_due_us = now_us;
+            }
             let until = grant.stamp_us.saturating_add(micros(grant.lease));
             self.until_us = Some(self.until_us.map_or(until, |before| before.max(until)));
         }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::control::check::{Finding, Verdict};
+use walhook_fleet::frame::WorkerId;
 use walhook_testkit::nats::Nats;
 
 fn config(url: &str, more: &str) -> Config {
@@ -40,6 +41,15 @@ async fn say_hello_of(
     host: &str,
     egress: Digest,
 ) -> tokio::task::JoinSet<()> {
+    say_hello_as(nats, (pipeline, None), host, egress).await
+}
+
+async fn say_hello_as(
+    nats: &Nats,
+    (pipeline, worker): (Option<PipelineId>, Option<WorkerId>),
+    host: &str,
+    egress: Digest,
+) -> tokio::task::JoinSet<()> {
     let config = config(&nats.url(), "");
     let workers = config.workers.as_ref().unwrap();
     let bus = Bus::connect_now(&workers.bus("worker").unwrap()).await.unwrap();
@@ -57,7 +67,7 @@ async fn say_hello_of(
         egress,
         kept: 0,
         former: vec![],
-        worker: None,
+        worker,
     };
     let body = Body::Hello(hello);
     let session = SessionId(rand::random());
@@ -108,6 +118,20 @@ async fn check_of_workers_says_that_another_pipeline_uses_the_subject() {
     let said = failed.to_string();
     assert!(said.contains("another pipeline uses the subject walhook on this bus"), "{said}");
     assert!(said.contains("give each pipeline its own workers.subject"), "{said}");
+}
+
+#[tokio::test]
+async fn check_of_workers_counts_processes_and_not_their_sessions() {
+    let nats = Nats::start("max_payload: 2MB").await.unwrap();
+    let config = config(&nats.url(), "");
+    let alike = egress_digest(&config.egress);
+    let worker = Some(WorkerId(7));
+    let _one = say_hello_as(&nats, (None, worker), "one", alike).await;
+    let _again = say_hello_as(&nats, (None, worker), "one", alike).await;
+    let _other = say_hello_as(&nats, (None, Some(WorkerId(8))), "one", alike).await;
+    let found = findings(&config).await;
+    let last = found.last().unwrap().to_string();
+    assert!(last.contains("2 of version 0.1.0") && last.contains("with 2560 slots"), "{last}");
 }
 
 #[tokio::test]

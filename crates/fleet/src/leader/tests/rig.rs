@@ -28,6 +28,7 @@ pub(super) struct Rig {
     pub(super) hellos: u64,
     pub(super) said: u64,
     pub(super) next: u64,
+    pub(super) begun: BTreeSet<u128>,
 }
 
 pub(super) fn session(n: u128) -> SessionId {
@@ -112,6 +113,7 @@ impl Rig {
             hellos: 0,
             said: 0,
             next: 0,
+            begun: BTreeSet::new(),
         };
         rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload: 1 << 20 });
         rig
@@ -145,7 +147,16 @@ impl Rig {
         }
     }
 
+    /// One that begins hears the first grant at once.
     pub(super) fn hello(&mut self, n: u128, state: HelloState, received_upto: u64) {
+        let begins = self.begun.insert(n) && (state, received_upto) == (HelloState::Serving, 0);
+        self.only_hello(n, state, received_upto);
+        if begins {
+            self.only_hello(n, state, 1);
+        }
+    }
+
+    pub(super) fn only_hello(&mut self, n: u128, state: HelloState, received_upto: u64) {
         self.hellos += 1;
         let hello = Hello { state, received_upto, ..self.plain() };
         self.frame(n, self.hellos, Body::Hello(hello));

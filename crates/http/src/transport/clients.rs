@@ -228,6 +228,10 @@ impl Clients {
         let lent = (!fresh).then(|| self.pool.lend(shelf, &of_account, wait));
         match connection.send(request).await {
             Ok(answer) => {
+                course.set_wait(None);
+                if known.is_http2() {
+                    known.users().note_answer(Instant::now());
+                }
                 let (head, body) = answer.into_parts();
                 let (status, headers) = (head.status, head.headers);
                 Ok(Answered { status, headers, body, connection, lent, _using })

@@ -36,16 +36,17 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// Whether nothing was answered there since.
-    fn is_silent(&self) -> bool {
-        self.known.answers() == self.answers
+    /// Whether nothing was answered there for so long, while it waited. Over HTTP/1, where it waits alone: not one byte.
+    fn is_silent(&self, length: Duration, now: Instant) -> bool {
+        let is_long = |from| now.saturating_duration_since(from) >= length;
+        is_long(self.since)
+            && self.known.users().last_answer().is_none_or(is_long)
+            && (self.known.is_http2() || self.known.answers() == self.answers)
     }
 
     /// Whether it is the account's, and so long that its next requests are better kept from the connections of others.
     pub(super) fn is_long(&self, account: &AccountId, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) >= SILENT_FOR
-            && self.account == *account
-            && self.is_silent()
+        self.account == *account && self.is_silent(SILENT_FOR, now)
     }
 }
 
@@ -65,11 +66,11 @@ impl Course {
         *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = wait;
     }
 
-    /// What it means that its time is over. Where nothing was answered on a connection that another account's
-    /// request was on before, nobody knows by whose fault: its account and that one part.
+    /// What it means that its time is over. Where nothing was answered for half of it on a connection that another
+    /// account's request was on before, nobody knows by whose fault: its account and that one part.
     pub(super) fn time_is_over(&self, timeout: Duration) -> Failure {
         let wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(wait) = wait.filter(|wait| wait.is_silent()) else {
+        let Some(wait) = wait.filter(|wait| wait.is_silent(timeout / 2, Instant::now())) else {
             return failure(FailureKind::Timeout, &format!("no whole answer within {timeout:?}"));
         };
         wait.apart.put(&wait.host, &wait.account);

@@ -26,6 +26,8 @@ struct Inner {
     /// Whose request was the last.
     last: Option<AccountId>,
     silence: Option<Silence>,
+    /// When an answer came last.
+    answered: Option<Instant>,
     /// Who was there when the connection ended.
     at_end: Option<Arc<[AccountId]>>,
 }
@@ -56,7 +58,8 @@ impl Drop for Using {
 
 impl Users {
     /// A request of the account begins, after so many answers on the connection. With the other account that
-    /// it waits behind: the one that the connection is silent for, or whose request was the last.
+    /// it waits behind: the one that the connection is silent for, whose request was the last, or one that has a
+    /// request there.
     pub(super) fn begin(
         self: &Arc<Self>,
         account: &AccountId,
@@ -66,15 +69,27 @@ impl Users {
         let mut inner = self.inner();
         let last = inner.last.replace(account.clone());
         let silent = inner.silence.take_if(|silence| silence.answers == answers);
-        let before = silent.as_ref().map(|silence| silence.account.clone()).or(last);
+        let is_other = |other: &AccountId| other != account;
+        let before = silent.as_ref().map(|silence| silence.account.clone()).filter(is_other);
+        let present = || inner.present.iter().map(|(_, of)| of).find(|of| is_other(of)).cloned();
+        let before = before.or(last.filter(is_other)).or_else(present);
         inner.silence =
             silent.or_else(|| Some(Silence { account: account.clone(), since: now, answers }));
         let number = inner.requests;
         inner.requests += 1;
         inner.present.push((number, account.clone()));
         drop(inner);
-        let before = before.filter(|before| before != account);
         (Using { users: Arc::clone(self), number }, before)
+    }
+
+    /// An answer came.
+    pub(super) fn note_answer(&self, now: Instant) {
+        self.inner().answered = Some(now);
+    }
+
+    /// When an answer came last.
+    pub(super) fn last_answer(&self) -> Option<Instant> {
+        self.inner().answered
     }
 
     /// Whether a request of the account would wait behind another account's that has waited for long.
@@ -129,6 +144,15 @@ mod tests {
         assert_eq!(behind(&c, 0), Some(a.clone()), "it is silent for the first");
         assert_eq!(behind(&a, 1), Some(c.clone()), "whose was the last");
         assert_eq!(behind(&b, 1), Some(a.clone()));
+        assert_eq!(
+            behind(&a, 1),
+            Some(b.clone()),
+            "it is silent for its own, and the last was another's"
+        );
+        assert_eq!(behind(&a, 1), None, "no other has a request there any more");
+        let _using = users.begin(&c, 2, now).0;
+        assert_eq!([behind(&a, 3), behind(&a, 3)], [Some(c.clone()), Some(c.clone())]);
+        assert_eq!(behind(&a, 1), Some(c.clone()));
 
         let silent = |account, answers, after| users.is_silent_for(account, answers, now + after);
         assert!(!silent(Some(&b), 1, SILENT_FOR / 2));

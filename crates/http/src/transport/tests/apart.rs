@@ -121,6 +121,27 @@ async fn http2_request_behind_one_of_another_account_that_is_not_answered_is_no_
 }
 
 #[tokio::test]
+async fn http2_requests_beside_one_of_another_account_that_is_not_answered_are_no_failures() {
+    let server = RawServer::start(|connection, request, stream| match (connection, request) {
+        (0, 1 | 3 | 4) => NOTHING,
+        _ => Say::Frames(ok_200(stream)),
+    })
+    .await;
+    let (transport, url) = (server.hasty(), &server.url);
+    assert_eq!(sent(&transport, url, "bad").await, None);
+    let (bad, good) = tokio::join!(sent(&transport, url, "bad"), async {
+        while server.requests.load(Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // One is answered; the next ones are the first that are not, and come after one of their own account.
+        assert_eq!(sent(&transport, url, "good").await, None);
+        tokio::join!(sent(&transport, url, "good"), sent(&transport, url, "good"))
+    });
+    let lost = Some(FailureKind::Lost);
+    assert_eq!((bad, good), (Some(FailureKind::Timeout), (lost, lost)));
+}
+
+#[tokio::test]
 async fn http2_connection_that_is_silent_for_another_account_is_not_shared() {
     let server = RawServer::start(|connection, request, stream| {
         if connection == 0 && request > 0 { NOTHING } else { Say::Frames(ok_200(stream)) }

@@ -3,7 +3,6 @@
 use super::super::fixture::{Fixture, defer, event, queue};
 use super::batch;
 use crate::{Gap, StateStore};
-use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{GapChange, PersistBatch, Purge, Purged, ReplayCounts};
 use walhook_core::replay::{ReplayFilter, ReplayRange};
@@ -99,10 +98,12 @@ async fn replay_closes_the_gaps_that_it_covered_when_every_delivery_was_taken() 
         to: Lsn(0x301),
         filter: ReplayFilter { endpoint: Some(endpoint.into()), ..ReplayFilter::default() },
     };
-    let mut other = fixture.open().await;
-    other.write_as(Epoch(1));
     // What a replay of the range came to, and how many gaps that closes.
-    let mut closes = async |range: ReplayRange, done: i64, failed: i64, position: u64| {
+    let closes = async |store: &mut StateStore,
+                        range: ReplayRange,
+                        done: i64,
+                        failed: i64,
+                        position: u64| {
         let job = store.create_replay(&range).await.unwrap().id;
         let replayed = vec![(job, ReplayCounts { done, failed, ..ReplayCounts::default() })];
         store.persist(&PersistBatch { replayed, ..batch(0x100) }).await.unwrap();
@@ -111,20 +112,33 @@ async fn replay_closes_the_gaps_that_it_covered_when_every_delivery_was_taken() 
         store.finish_job(job.into(), None).await.unwrap();
         closed
     };
-    assert_eq!(closes(whole("7"), 3, 0, 0x301).await, 0, "it still grows");
+    assert_eq!(closes(&mut store, whole("7"), 3, 0, 0x301).await, 0, "it still grows");
     let end = |endpoint, skipped| change(endpoint, skipped, None, false);
     let ended = PersistBatch { gaps: vec![end("7", 3), end("8", 1)], ..batch(0x100) };
-    other.persist(&ended).await.unwrap();
-    assert_eq!(closes(whole("7"), 2, 1, 0x301).await, 0, "one failed");
-    assert_eq!(closes(whole("7"), 2, 0, 0x301).await, 0, "fewer were sent than are missing");
-    assert_eq!(closes(whole("7"), 3, 0, 0x300).await, 0, "it has not come to its end");
-    assert_eq!(closes(ReplayRange { from: Lsn(0x201), ..whole("7") }, 3, 0, 0x301).await, 0);
-    assert_eq!(closes(ReplayRange { to: Lsn(0x300), ..whole("7") }, 3, 0, 0x301).await, 0);
-    assert_eq!(closes(whole("9"), 3, 0, 0x301).await, 0);
+    store.persist(&ended).await.unwrap();
+    assert_eq!(closes(&mut store, whole("7"), 2, 1, 0x301).await, 0, "one failed");
+    assert_eq!(
+        closes(&mut store, whole("7"), 2, 0, 0x301).await,
+        0,
+        "fewer were sent than are missing"
+    );
+    assert_eq!(closes(&mut store, whole("7"), 3, 0, 0x300).await, 0, "it has not come to its end");
+    assert_eq!(
+        closes(&mut store, ReplayRange { from: Lsn(0x201), ..whole("7") }, 3, 0, 0x301).await,
+        0
+    );
+    assert_eq!(
+        closes(&mut store, ReplayRange { to: Lsn(0x300), ..whole("7") }, 3, 0, 0x301).await,
+        0
+    );
+    assert_eq!(closes(&mut store, whole("9"), 3, 0, 0x301).await, 0);
     let typed = ReplayFilter { types: vec!["a.*".into()], ..whole("7").filter };
-    assert_eq!(closes(ReplayRange { filter: typed, ..whole("7") }, 3, 0, 0x301).await, 0);
-    assert_eq!(closes(whole("7"), 3, 0, 0x301).await, 1);
-    assert_eq!(closes(whole("7"), 3, 0, 0x301).await, 0, "it is closed");
+    assert_eq!(
+        closes(&mut store, ReplayRange { filter: typed, ..whole("7") }, 3, 0, 0x301).await,
+        0
+    );
+    assert_eq!(closes(&mut store, whole("7"), 3, 0, 0x301).await, 1);
+    assert_eq!(closes(&mut store, whole("7"), 3, 0, 0x301).await, 0, "it is closed");
     let open = fixture.open().await.gaps(false).await.unwrap();
     assert_eq!(open.iter().map(|gap| gap.endpoint.as_deref()).collect::<Vec<_>>(), [Some("8")]);
 }

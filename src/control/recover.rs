@@ -261,6 +261,9 @@ impl Plan {
         if self.adopt {
             lines.push(format!("It was set up for  {}", sessions.stored));
             lines.push(format!("It is to adopt     {}", sessions.found));
+            if sessions.same_wal() && sessions.found.database == sessions.stored.database {
+                lines.push("Only the hosts in source.url differ.".to_owned());
+            }
             lines.push(
                 "If that is a copy, do not go on: walhook would send to your customers.".to_owned(),
             );

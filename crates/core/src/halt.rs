@@ -99,16 +99,11 @@ pub enum Halt {
         /// Where the slot begins.
         to: Lsn,
     },
-    /// Another cluster, timeline or database answers at our address.
-    #[error(
-        "this is not the database that walhook was set up for: {what} is {found}, it was {expected}. \
-         If this is a copy, do not run walhook on it: it would send to your customers. If it is the \
-         new primary, `walhook recover --adopt-cluster` records the gap and goes on here; if it is the \
-         one that was made by pg_upgrade after `walhook upgrade prepare`, `walhook upgrade finish` does"
-    )]
+    /// Another cluster, timeline or database answers at our address, or this is another address.
+    #[error("{}", of_other_source(*what, found, expected))]
     OtherSource {
         /// What differs.
-        what: &'static str,
+        what: Differs,
         /// What it is now.
         found: String,
         /// What it was at set-up.
@@ -202,6 +197,41 @@ pub enum Halt {
     /// A rule's table or column is gone.
     #[error("{0}. Then start walhook again: nothing is lost")]
     RuleBroken(String),
+}
+
+/// In what a database differs from the one that walhook was set up for. Where it is the host, all else is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Differs {
+    /// The cluster's own number.
+    SystemIdentifier,
+    /// Whose WAL it goes on with.
+    Timeline,
+    /// The database's name.
+    Name,
+    /// The hosts in the URL.
+    Host,
+}
+
+fn of_other_source(what: Differs, found: &str, expected: &str) -> String {
+    let what = match what {
+        Differs::SystemIdentifier => "its system identifier",
+        Differs::Timeline => "its timeline",
+        Differs::Name => "its name",
+        Differs::Host => {
+            return format!(
+                "source.url names other hosts than when walhook was set up: {found}, it was {expected}; \
+                 cluster and database are the same. If you changed the URL, `walhook recover --adopt-cluster` \
+                 takes note of the hosts and goes on at the checkpoint: nothing is lost. If this is a \
+                 copy of the server, do not run walhook on it: it would send to your customers"
+            );
+        }
+    };
+    format!(
+        "this is not the database that walhook was set up for: {what} is {found}, it was {expected}. \
+         If this is a copy, do not run walhook on it: it would send to your customers. If it is the \
+         new primary, `walhook recover --adopt-cluster` records the gap and goes on here; if it is the \
+         one that was made by pg_upgrade after `walhook upgrade prepare`, `walhook upgrade finish` does"
+    )
 }
 
 impl Halt {
@@ -318,13 +348,13 @@ pub fn check_source(found: &SourceIdentity, expected: &SourceIdentity) -> Result
         if found == expected { Ok(()) } else { Err(Halt::OtherSource { what, found, expected }) }
     };
     differs(
-        "its system identifier",
+        Differs::SystemIdentifier,
         found.system_identifier.to_string(),
         expected.system_identifier.to_string(),
     )?;
-    differs("its timeline", found.timeline.to_string(), expected.timeline.to_string())?;
-    differs("its host", found.host.clone(), expected.host.clone())?;
-    differs("its name", found.database.clone(), expected.database.clone())
+    differs(Differs::Timeline, found.timeline.to_string(), expected.timeline.to_string())?;
+    differs(Differs::Name, found.database.clone(), expected.database.clone())?;
+    differs(Differs::Host, found.host.clone(), expected.host.clone())
 }
 
 #[cfg(test)]
@@ -414,5 +444,18 @@ mod tests {
         ] {
             assert!(matches!(check_source(&other, &ours), Err(Halt::OtherSource { .. })));
         }
+        let said = |other| check_source(&other, &ours).unwrap_err().to_string();
+        let host = "staging".to_owned();
+        let renamed = said(SourceIdentity { host: host.clone(), ..ours.clone() });
+        assert!(
+            renamed.contains("staging, it was db; cluster and database are the same"),
+            "{renamed}"
+        );
+        assert!(renamed.contains("nothing is lost") && !renamed.contains("gap"), "{renamed}");
+        let copied = said(SourceIdentity { host, database: "copy".into(), ..ours.clone() });
+        assert!(
+            copied.contains("its name is copy, it was app") && copied.contains("gap"),
+            "{copied}"
+        );
     }
 }

@@ -181,6 +181,12 @@ pub(super) async fn store_identity(
     identity: &SourceIdentity,
 ) -> Result<(), StateError> {
     let Scope { s, pipeline, .. } = scope;
+    // Positions of the same WAL stay what they are, by whatever host it is reached.
+    let gaps = format!(
+        "UPDATE {s}.gaps SET other_wal = true WHERE pipeline {EQ} $1 AND NOT EXISTS (
+             SELECT FROM {s}.meta m WHERE m.pipeline {EQ} $1
+                AND m.system_identifier {EQ} $2::numeric AND m.timeline {EQ} $3)"
+    );
     let sql = format!(
         "UPDATE {s}.meta SET system_identifier = $2::numeric, timeline = $3, host = $4, database = $5
          WHERE pipeline {EQ} $1"
@@ -195,8 +201,7 @@ pub(super) async fn store_identity(
         (host, Type::TEXT),
         (database, Type::TEXT),
     ];
+    tx.execute_typed(&gaps, row.get(..3).unwrap_or_default()).await?;
     tx.execute_typed(&sql, &row).await?;
-    let gaps = format!("UPDATE {s}.gaps SET other_wal = true WHERE pipeline {EQ} $1");
-    tx.execute_typed(&gaps, &[(pipeline, Type::TEXT)]).await?;
     Ok(())
 }

@@ -172,9 +172,17 @@ async fn recover_gives_nothing_up_where_only_the_address_changed() {
     let config = fixture.config("");
     halted(&fixture, &config).await;
     fixture.run("UPDATE walhook.meta SET host = 'old'").await;
+    let gap = "INSERT INTO walhook.gaps (pipeline, from_lsn, to_lsn, reason) VALUES ('walhook', '0/1', '0/2', 'x')";
+    fixture.run(gap).await;
+    let refused = recovered(&config, false).await.unwrap_err().to_string();
+    assert!(refused.contains("it was old; cluster and database are the same"), "{refused}");
     let (text, _) = recovered(&config, true).await.unwrap();
+    assert!(text.contains("Only the hosts in source.url differ."), "{text}");
     assert!(text.contains("Nothing is given up"), "{text}");
-    assert_eq!(fixture.text(GAPS).await, "none");
+    assert_eq!(fixture.text(GAPS).await, "0/1 0/2");
+    // It can still be sent again.
+    assert_eq!(fixture.text("SELECT other_wal::text FROM walhook.gaps").await, "false");
+    fixture.run("DELETE FROM walhook.gaps").await;
     assert_eq!(fixture.text("SELECT count(*)::text FROM walhook.settled").await, "2");
     fixture.run("DELETE FROM walhook.settled WHERE pipeline = 'walhook'").await;
     is_well_again(&fixture, &config).await;

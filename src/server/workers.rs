@@ -4,6 +4,7 @@
 //! leader: dispatcher ─► fleet ─► packers ─► bus ─► worker: serve ─► requests
 //! ```
 
+mod apart;
 pub(super) mod lead;
 mod pack;
 pub(super) mod rows;

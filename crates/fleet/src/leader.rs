@@ -25,6 +25,7 @@ mod slots;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect among all")]
 mod tests;
+mod timeouts;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -34,6 +35,7 @@ use adopt::Adoption;
 use opinion::First;
 use quarantines::Quarantines;
 use session::Session;
+use timeouts::TimeOuts;
 use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::tick::Tick;
 
@@ -69,6 +71,8 @@ enum Where {
     Session(SessionId, u64),
     /// With the leader itself, after this.
     Local(Box<First>),
+    /// With the leader itself, since requests to its endpoint timed out at a worker: see [`timeouts`].
+    LocalInstead(u64),
     /// With nobody, for a moment: see [`NOBODY_FOR`].
     Nobody,
     /// With nobody, until it is known whether an earlier leader's worker has it: see [`adopt`].
@@ -98,6 +102,7 @@ pub struct Fleet {
     gone: BTreeSet<SessionId>,
     gone_in_order: VecDeque<SessionId>,
     quarantines: Quarantines,
+    time_outs: TimeOuts,
     /// Attempts lost of each worker: bounded like the sessions.
     lost: BTreeMap<WorkerId, u64>,
     left: VecDeque<FleetEffect>,
@@ -133,6 +138,7 @@ impl Fleet {
             gone: BTreeSet::new(),
             gone_in_order: VecDeque::new(),
             quarantines: Quarantines::default(),
+            time_outs: TimeOuts::default(),
             lost: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,
@@ -163,6 +169,11 @@ impl Fleet {
             };
         }
         if let Some(placement) = self.adopt(attempt) {
+            return placement;
+        }
+        if let Some(last) = self.avoided(attempt)
+            && let Some(placement) = self.place_elsewhere(attempt, bytes, last)
+        {
             return placement;
         }
         match self.pick(attempt, bytes, None) {

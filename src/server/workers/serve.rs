@@ -20,14 +20,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Link, SHARED_FIX, shared, subscribe};
-use crate::server::health::{self, LEADER_SILENT, NO_LEASE, Teller};
+use super::apart::{Apart, Heard};
+use super::{Link, subscribe};
+use crate::server::health::{self, Teller};
 use crate::server::leadership::hostname;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
 use crate::server::stop::{Fatal, Stop};
-use crate::server::trouble::Part;
-use walhook_bus::{BusEvent, NotPublished, Received, State, Subscription, Watch};
+use walhook_bus::{BusEvent, NotPublished, Received, Subscription, Watch};
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::tick::{Tick, micros};
 use walhook_fleet::frame::{Digest, Frame, Header, Request, SPOKEN, SessionId};
@@ -48,9 +48,6 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// For the leader to hear of the last outcomes, once all requests have ended, and for what is published to be
 /// written: a leader that does not is away, and sends them again.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// A pipeline that is not served was heard within this time: its leader speaks twice a second.
-const ANOTHER_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a worker works with.
 #[derive(Clone)]
@@ -155,10 +152,7 @@ struct Worker {
     /// When it ends although the leader has not heard of everything.
     give_up_at: Option<Instant>,
     report_at: Instant,
-    /// Since when something keeps this worker and leaders apart, and since when there is no lease although a leader is
-    /// heard.
-    apart_since: Option<Instant>,
-    no_lease_since: Option<Instant>,
+    apart: Apart,
     /// Of lines about frames that cannot be read, and about those that the bus does not take.
     unreadable: LinePace,
     unpublished: LinePace,
@@ -201,6 +195,7 @@ impl Worker {
         let transport = Arc::clone(&serves.transport);
         let attempts = Attempts::new(&sender, move |job| attempt(Arc::clone(&transport), job));
         Self {
+            apart: Apart::new(&serves),
             serving: Serving::new(settings),
             serves,
             attempts,
@@ -210,8 +205,6 @@ impl Worker {
             draining: false,
             give_up_at: None,
             report_at: Instant::now(),
-            apart_since: None,
-            no_lease_since: None,
             unreadable: LinePace::default(),
             unpublished: LinePace::default(),
         }
@@ -375,47 +368,6 @@ impl Worker {
         }
     }
 
-    /// Since when a leader is heard that neither grants anything nor says why.
-    fn no_lease(&mut self, now: Instant, has_lease: bool, state: ServeState) -> Option<Instant> {
-        let heard = self.serving.lead_heard(boot_us()).is_some_and(|ago| ago < LEADER_SILENT);
-        let asks = matches!(state, ServeState::Joining | ServeState::Serving | ServeState::Waiting);
-        if self.draining || has_lease || !heard || !asks {
-            self.no_lease_since = None;
-        } else {
-            self.no_lease_since.get_or_insert(now);
-        }
-        self.no_lease_since
-    }
-
-    /// Tells what keeps this worker and leaders apart. One that drains is none of theirs.
-    fn tell_trouble(&mut self, now: Instant, bus: &State, no_lease: Option<Instant>) {
-        let another = self.serving.another_heard(boot_us());
-        let another = !self.draining && another.is_some_and(|ago| ago < ANOTHER_WITHIN);
-        let no_lease = no_lease.filter(|since| now.duration_since(*since) >= NO_LEASE);
-        if !another && no_lease.is_none() {
-            if self.apart_since.take().is_some() {
-                self.serves.tell.works(Part::Bus);
-            }
-            return;
-        }
-        let since = *self.apart_since.get_or_insert(no_lease.unwrap_or(now));
-        let subjects = &self.serves.link.subjects;
-        let (error, fix) = if another {
-            let error = format!("{}; its leader is not served", shared(&self.serves.subject));
-            (error, SHARED_FIX.to_owned())
-        } else {
-            let (publishes, hears) = subjects.of_worker();
-            let fix = format!(
-                "let the workers' user of the bus publish to {} and subscribe to {}, and the leader's publish to \
-                 {subjects}.w.>; `walhook check --role worker` and `walhook check` say what is missing",
-                publishes.join(", "),
-                hears.join(", ")
-            );
-            (format!("a leader is heard, and grants no lease: {}", without_lease(bus)), fix)
-        };
-        self.serves.tell.fails_with(Part::Bus, since, &error, &fix);
-    }
-
     fn report_now(&mut self, watch: &Watch) {
         self.report_at = Instant::now() + REPORT_EVERY;
         let (now, now_us) = (Instant::now(), boot_us());
@@ -427,12 +379,17 @@ impl Worker {
         metrics.connection_bytes.set(count(self.serves.transport.held_bytes()));
         let state = self.serving.state();
         let bus = watch.state();
-        let no_lease = self.no_lease(now, left.is_some(), state);
-        self.tell_trouble(now, &bus, no_lease);
+        let heard = Heard {
+            leader: self.serving.lead_heard(now_us),
+            another: self.serving.another_heard(now_us),
+            has_lease: left.is_some(),
+        };
+        let waits = !self.draining && !matches!(state, ServeState::Refused(_));
+        let no_lease = self.apart.report(now, waits.then_some(heard), &bus);
         self.serves.tell.serves(health::Serving {
             leader_heard_at: self.serving.lead_heard(now_us).and_then(|ago| now.checked_sub(ago)),
             lease_until: left.map(|left| now + left),
-            no_lease: no_lease.map(|since| (since, without_lease(&bus))),
+            no_lease,
             refused: match state {
                 ServeState::Refused(why) => Some(why.as_str().to_owned()),
                 ServeState::Waiting
@@ -445,14 +402,6 @@ impl Worker {
             }),
             draining: self.draining,
         });
-    }
-}
-
-/// Why a leader that is heard grants no lease, as far as it can be seen from here.
-fn without_lease(bus: &State) -> String {
-    match &bus.refused {
-        Some(refused) => format!("the bus refuses us something: {refused}"),
-        None => "what one says does not reach the other".to_owned(),
     }
 }
 

@@ -81,7 +81,7 @@ impl Fleet {
         let (session, key) = match self.placed.get(&delivery) {
             Some(Where::Session(session, key)) => (*session, *key),
             Some(Where::Nobody | Where::Held) => return self.end(delivery, Ending::Unsent, None),
-            Some(Where::Local(_)) | None => return,
+            Some(Where::Local(_) | Where::LocalInstead(_)) | None => return,
         };
         let Some(flight) = self.take_back(session, key) else {
             unreachable!("an attempt with a session is among its flights");
@@ -108,6 +108,7 @@ impl Fleet {
             Some(Where::Nobody | Where::Held) => {
                 self.end(delivery, Ending::Outcome(outcome), None);
             }
+            Some(Where::LocalInstead(key)) => self.ended_instead(delivery, key, outcome),
             Some(Where::Local(first)) => {
                 self.judge(&first, &outcome);
                 self.end(delivery, Ending::Outcome(first.joined(outcome)), None);

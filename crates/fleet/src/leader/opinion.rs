@@ -3,6 +3,7 @@
 
 use super::pick::{Choice, bytes_of};
 use super::session::Flight;
+use super::timeouts::Who;
 use super::{Ending, Fleet, FleetEffect, Where};
 use crate::frame::SessionId;
 use walhook_core::attempt::{FailureKind, Outcome};
@@ -48,7 +49,7 @@ fn is_before_request(outcome: &Outcome) -> bool {
 }
 
 /// Whether it shows that the endpoint was there.
-fn reached(outcome: &Outcome) -> bool {
+pub(super) fn reached(outcome: &Outcome) -> bool {
     outcome.record.status.is_some()
         || outcome.delivered()
         || outcome.record.failure == Some(FailureKind::Protocol)
@@ -67,13 +68,15 @@ impl Fleet {
         }
         let bytes = if earlier { bytes_of(&attempt) } else { bytes };
         let delivery = attempt.first().id;
+        self.note_answer_at(session, placed, &attempt, &outcome);
         if let Some(first) = first {
             self.judge(&first, &outcome);
             self.end(delivery, Ending::Outcome(first.joined(outcome)), overhead);
             return;
         }
         if is_before_request(&outcome) {
-            match self.pick(&attempt, bytes, Some(session)) {
+            let not = self.sessions.get(&session).map(|found| Who::of(session, found));
+            match not.and_then(|not| self.pick(&attempt, bytes, Some(not))) {
                 Some(Choice::Worker(other)) => {
                     self.give(other, attempt, bytes, Some(Box::new(First { session, outcome })));
                     return;
@@ -92,23 +95,27 @@ impl Fleet {
 
     /// Whose fault the first failure was, by the second opinion.
     pub(super) fn judge(&mut self, first: &First, second: &Outcome) {
-        let (counters, now) = (&mut self.counters, self.now);
-        let marked = if reached(second) {
-            counters.contradicted += 1;
-            true
+        if reached(second) {
+            self.mark(first.session, true);
         } else if is_before_request(second) {
-            counters.confirmed += 1;
-            false
+            self.mark(first.session, false);
         } else {
-            counters.undecided += 1;
-            return;
-        };
-        let Some(session) = self.sessions.get_mut(&first.session) else { return };
-        if session.health.judge(marked, now) {
+            self.counters.undecided += 1;
+        }
+    }
+
+    /// What could not be sent by a worker another could, or could not either.
+    pub(super) fn mark(&mut self, id: SessionId, contradicted: bool) {
+        let now = self.now;
+        let counters = &mut self.counters;
+        let count = if contradicted { &mut counters.contradicted } else { &mut counters.confirmed };
+        *count += 1;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.health.judge(contradicted, now) {
             self.counters.quarantines += 1;
             self.due = self.due.min(session.due(now, &self.settings));
-            self.remember_quarantine(first.session);
-            self.tell(first.session);
+            self.remember_quarantine(id);
+            self.tell(id);
         }
     }
 

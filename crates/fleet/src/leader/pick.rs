@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::timeouts::Who;
 use super::{Fleet, Local, Slots};
 use crate::frame::SessionId;
 use walhook_core::attempt::Attempt;
@@ -115,7 +116,7 @@ impl Fleet {
         &mut self,
         attempt: &Attempt,
         bytes: u64,
-        not: Option<SessionId>,
+        not: Option<Who>,
     ) -> Option<Choice> {
         let (now, local) = (self.now, self.settings.local);
         let host = host_hash(self.settings.seed, &attempt.endpoint.url);
@@ -123,7 +124,8 @@ impl Fleet {
         let mut last_resort = None;
         let sessions = if self.connected { Some(self.sessions.iter_mut()) } else { None };
         for (id, session) in sessions.into_iter().flatten() {
-            if !session.is_open() || not == Some(*id) || !session.fits(bytes) {
+            let is_not = not.is_some_and(|not| not.is(*id, session));
+            if !session.is_open() || is_not || !session.fits(bytes) {
                 continue;
             }
             session.age(now);

@@ -101,6 +101,8 @@ pub(super) struct Session {
     /// Flights that earlier leaders ordered: the worker's slots are what is left beside them.
     pub(super) taken_up: u32,
     pub(super) health: Health,
+    /// When an endpoint was last reached by it.
+    pub(super) answered_at: Option<Tick>,
     /// Spreads the session's name for the choice by host.
     pub(super) hash: u64,
 }
@@ -149,6 +151,7 @@ impl Session {
             told_so_far: 0,
             taken_up: 0,
             health: Health::default(),
+            answered_at: None,
             hash,
         }
     }
@@ -348,7 +351,9 @@ impl Session {
     /// That it has become what it is, where that has not been told.
     pub(super) fn news(&mut self, id: SessionId, now: Tick) -> Option<FleetEffect> {
         let state = self.state(now);
-        if self.shown == Some(state) {
+        // One that never showed that it heard us begins another session each lease.
+        let goes_unheard = state == WorkerState::Silent && !self.confirmed;
+        if self.shown == Some(state) || goes_unheard {
             return None;
         }
         self.shown = Some(state);

@@ -3,6 +3,7 @@ mod mute;
 mod pipelines;
 mod quarantines;
 mod rig;
+mod timeouts;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -53,6 +53,8 @@ pub(super) struct Account {
     pub(super) twice: u64,
     pub(super) doubted: u64,
     pub(super) drains: u64,
+    /// Requests that timed out at workers.
+    pub(super) timed_out: u64,
     /// Outcomes of requests that earlier leaders had ordered.
     pub(super) adopted: u64,
     /// Deliveries that were sent more than once.
@@ -193,6 +195,7 @@ pub(super) struct Sum {
     unsent: u64,
     lost: u64,
     drains: u64,
+    timed_out: u64,
     adopted: u64,
     adopted_running: u64,
     repeated: u64,
@@ -214,6 +217,7 @@ impl Sum {
         self.unsent += account.unsent;
         self.lost += account.lost;
         self.drains += account.drains;
+        self.timed_out += account.timed_out;
         self.adopted += account.adopted;
         self.repeated += account.repeated;
         for counters in &account.counters {
@@ -238,6 +242,7 @@ impl Sum {
             self.unsent,
             self.lost,
             self.drains,
+            self.timed_out,
             self.adopted,
             self.adopted_running,
             self.late,

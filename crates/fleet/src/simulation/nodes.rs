@@ -98,11 +98,17 @@ impl World {
             seed,
         };
         let mute = match self.mode {
-            Mode::Drains | Mode::Leaders => false,
+            Mode::Drains | Mode::Leaders | Mode::Swallows => false,
             Mode::Mute | Mode::All => self.rng.random_range(0..6) == 0,
         };
         let mute_until = if mute { self.mute_until() } else { 0 };
+        let swallows = match self.mode {
+            Mode::Swallows => at == 0,
+            Mode::All => self.rng.random_range(0..8) == 0,
+            Mode::Drains | Mode::Leaders | Mode::Mute => false,
+        };
         self.workers[at] = Some(Worker {
+            swallows_until: if swallows { BUSY } else { 0 },
             serving: Serving::new(settings),
             life: self.lives,
             clock: self.rng.random_range(0..1 << 50),

@@ -161,6 +161,7 @@ impl World {
             Mode::Drains => 0,
             Mode::Leaders => 7,
             Mode::Mute => 8,
+            Mode::Swallows => 9,
             Mode::All => self.rng.random_range(0..9),
         };
         match fault {

@@ -93,6 +93,8 @@ pub(super) enum Mode {
     Leaders,
     /// What workers say of their requests reaches nobody for a while, and nothing else.
     Mute,
+    /// What one worker sends is swallowed on its way to endpoints, and nothing else.
+    Swallows,
     /// Anything.
     All,
 }
@@ -124,6 +126,8 @@ pub(super) struct Worker {
     pub(super) running: BTreeMap<AttemptKey, Option<u32>>,
     /// It cannot connect to anybody.
     pub(super) cut_off: bool,
+    /// Nothing that it sends is answered until then.
+    pub(super) swallows_until: u64,
     /// What it says of its requests reaches nobody until then.
     pub(super) mute_until: u64,
     /// The pipeline that it heard first, which it serves to the end, and the highest epoch of it.
@@ -157,6 +161,8 @@ pub(super) struct World {
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     pub(super) next_delivery: u64,
     pub(super) deliveries: Deliveries,
+    /// The worker, by its life, at which a delivery timed out last.
+    pub(super) timed_out: BTreeMap<u64, u32>,
     /// So many share the subjects, and count their epochs alike.
     pub(super) pipelines: usize,
     /// The tables of workers, by pipeline.
@@ -182,10 +188,11 @@ fn endpoint(n: usize) -> Arc<Endpoint> {
 impl World {
     pub(super) fn run(seed: u64) -> Account {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let mode = match seed % 5 {
+        let mode = match seed % 6 {
             0 => Mode::Drains,
             1 => Mode::Leaders,
             2 => Mode::Mute,
+            3 => Mode::Swallows,
             _ => Mode::All,
         };
         let weather = if mode != Mode::All {
@@ -216,12 +223,14 @@ impl World {
             endpoints: (0..8).map(endpoint).collect(),
             next_delivery: 0,
             deliveries: Deliveries::default(),
+            timed_out: BTreeMap::new(),
             pipelines,
             tables: vec![Vec::new(); pipelines],
             account: Account::default(),
         };
         (0..pipelines).for_each(|of| world.lead(of));
-        for _ in 0..world.rng.random_range(1..5) {
+        let least = if world.mode == Mode::Swallows { 2 } else { 1 };
+        for _ in 0..world.rng.random_range(least..5) {
             world.workers.push(None);
             world.bear(world.workers.len() - 1);
         }

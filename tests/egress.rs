@@ -1,6 +1,7 @@
 //! Where requests go, and what happens when none may.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::support::{PATIENCE, RULES, SECRET, World, answers, text};
+use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 
 #[tokio::test]
 async fn log_mode_sends_nothing_and_settles_each_delivery_by_logging_it() -> Result<()> {
@@ -45,9 +46,11 @@ async fn log_mode_sends_nothing_and_settles_each_delivery_by_logging_it() -> Res
     Ok(())
 }
 
-/// A proxy that opens every tunnel, and keeps the heads of what it was asked.
+/// A proxy that opens every tunnel that it does not refuse, and keeps the heads of what it was asked.
 struct Proxy {
     address: SocketAddr,
+    /// Whether it answers 407 to all.
+    refuses: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<String>>>,
     _task: JoinSet<Result<()>>,
 }
@@ -57,20 +60,25 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&asked);
+        let refuses = Arc::<AtomicBool>::default();
+        let (log, refused) = (Arc::clone(&asked), Arc::clone(&refuses));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut tunnels = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await?;
-                tunnels.spawn(tunnel(stream, Arc::clone(&log)));
+                tunnels.spawn(tunnel(stream, Arc::clone(&log), Arc::clone(&refused)));
             }
         });
-        Ok(Self { address, asked, _task: task })
+        Ok(Self { address, refuses, asked, _task: task })
     }
 }
 
-async fn tunnel(mut stream: TcpStream, asked: Arc<Mutex<Vec<String>>>) -> Result<()> {
+async fn tunnel(
+    mut stream: TcpStream,
+    asked: Arc<Mutex<Vec<String>>>,
+    refuses: Arc<AtomicBool>,
+) -> Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
@@ -78,6 +86,14 @@ async fn tunnel(mut stream: TcpStream, asked: Arc<Mutex<Vec<String>>>) -> Result
     let head = text(&head);
     let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
     asked.lock().unwrap().push(head);
+    if refuses.load(Ordering::Relaxed) {
+        stream.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await?;
+        return Ok(());
+    }
+    if target == "*" {
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
+        return Ok(());
+    }
     let mut endpoint = TcpStream::connect(target).await?;
     stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
     tokio::io::copy_bidirectional(&mut stream, &mut endpoint).await?;
@@ -114,6 +130,66 @@ async fn proxy_gets_every_request_by_address_and_its_password_is_never_shown() -
     let shown = text(&shown.stdout) + &text(&shown.stderr);
     ensure!(shown.contains("proxy") && !shown.contains("hush"), "{shown}");
     ensure!(!running.log().contains("hush") && !running.log().contains("bWU6"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn proxy_that_fails_is_a_trouble_of_ours_and_no_endpoint_is_to_blame() -> Result<()> {
+    let proxy = Proxy::start().await?;
+    proxy.refuses.store(true, Ordering::Relaxed);
+    let sections = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"200ms\"\nretry_for = \"1s\"\n\
+                    disable_after = \"2s\"\n";
+    let mut world = World::with(sections, RULES, &[]).await?;
+    let url = format!("http://me:hush-password@{}", proxy.address);
+    world.reconfigure("[egress]\n", &format!("[egress]\nproxy = \"{url}\"\n"))?;
+    let running = world.run().await?;
+    for id in 1..=20 {
+        world.hook(id, id, "").await?;
+    }
+    for id in 0..100 {
+        world.subscribe(id, 1 + id % 20).await?;
+    }
+    running.until_logged("egress.proxy lets nothing through").await?;
+    // Those that were under way together found it failing each.
+    let (since, before) = (Instant::now(), proxy.asked.lock().unwrap().len());
+    let why = world.until_ready(false).await?;
+    ensure!(why.contains("407 Proxy Authentication Required; give the user"), "{why}");
+    ensure!(why.contains("no endpoint is blamed") && why.contains("fix: start the proxy"), "{why}");
+    let status = text(&world.walhook(&["status"]).await?.stdout);
+    ensure!(status.contains("FAILING") && status.contains("407 Proxy"), "{status}");
+    let check = world.walhook(&["check"]).await?;
+    let said = text(&check.stdout);
+    ensure!(said.contains("fail  egress.proxy: it answered 407"), "{said}");
+    // For longer than an endpoint that fails is kept.
+    while since.elapsed() < Duration::from_secs(4) {
+        ensure!(get(world.admin, "/readyz").await?.0 == 503);
+        sleep(Duration::from_millis(200)).await;
+    }
+    let metrics = world.metrics().await?;
+    let failing = "walhook_failing_seconds{delivery=\"stops\",part=\"proxy\"";
+    let line = metrics.lines().find(|line| line.starts_with(failing)).unwrap_or_default();
+    ensure!(!line.is_empty() && !line.ends_with(" 0"), "{line}");
+    let asked = proxy.asked.lock().unwrap().len() - before;
+    let most = 10 + 2 * usize::try_from(since.elapsed().as_secs())?;
+    ensure!(asked <= most, "a proxy that fails was asked {asked} times");
+
+    proxy.refuses.store(false, Ordering::Relaxed);
+    world.delivered(100).await?;
+    world.settled().await?;
+    world.until_ready(true).await?;
+    for query in ["dead_letters", "endpoint_state"] {
+        world.until(&format!("SELECT count(*) FROM walhook.{query}"), "0").await?;
+    }
+    for series in ["walhook_breakers_open", "walhook_endpoints_stopped{state=\"disabled\"}"] {
+        world.until_metric(series, "0").await?;
+    }
+    let opened = "walhook_endpoint_changes_total{change=\"breaker_opened\"}";
+    world.until_metric(opened, "0").await?;
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    ensure!(check.contains("pass  egress.proxy: opens tunnels"), "{check}");
+    for shown in [&why, &status, &said, &check, &running.log()] {
+        ensure!(!shown.contains("hush") && !shown.contains("bWU6"), "{shown}");
+    }
     Ok(())
 }
 

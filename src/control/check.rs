@@ -11,6 +11,7 @@ mod failover;
 mod look_up;
 mod notify;
 mod pooler;
+mod proxy;
 mod role;
 mod server;
 mod sessions;
@@ -28,9 +29,9 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::{Databases, Failure};
-use crate::config::Config;
 #[cfg(feature = "workers")]
 use crate::config::WorkerConfig;
+use crate::config::{Config, DeliveryMode};
 use walhook_core::escape::one_line;
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
@@ -188,6 +189,12 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     notify::check(config, report).await;
     #[cfg(feature = "workers")]
     workers::check(config, report).await;
+    let sends = config.delivery.mode == DeliveryMode::Live;
+    let transport = if sends { config.transport().ok() } else { None };
+    let through = match &transport {
+        Some(transport) => proxy::check(transport, report).await.then_some(transport),
+        None => None,
+    };
     connection::hosts(config, report);
     let Some(source) = connection::open(config, report).await else { return Ok(()) };
     if !connection::pools(config, report).await? {
@@ -225,7 +232,10 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
                 .iter()
                 .any(|key| finding.what.starts_with(key))
     };
-    if report.0.iter().any(told) { Ok(()) } else { look_up::check(config, report).await }
+    if report.0.iter().any(told) {
+        return Ok(());
+    }
+    look_up::check(config, through, report).await
 }
 
 /// The state, which may be in another database than the source. Returns the checkpoint, where there

@@ -18,6 +18,7 @@ use super::refill::{RefillReply, RefillRequest};
 use super::work::{Recent, Shown};
 use super::workers::lead::LeaderWorkers;
 use super::writer::PersistRequest;
+use crate::server::health::Teller;
 use crate::server::metrics::Metrics;
 use attempt::{Ended, Job, attempt};
 use fleet::come;
@@ -83,6 +84,8 @@ pub(super) struct Tools {
     pub(super) pipeline: String,
     /// Where it is shown what there is to do.
     pub(super) work: Shown,
+    /// Where it is said that nothing can be sent.
+    pub(super) tell: Teller,
 }
 
 /// Drives the dispatcher until `drain` (end what is in flight, store what is settled, at most for the

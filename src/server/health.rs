@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::stop::Stop;
-use super::trouble::{Instance, PASSING, Part, Trouble};
+use super::trouble::{Instance, PASSING, PROXY_FIX, Part, Trouble};
 use super::work::Shown;
 use walhook_core::event::rfc3339;
 use walhook_postgres::fix::Failure;
@@ -320,6 +320,14 @@ impl Teller {
                 _ => tracing::debug!(%problem, seconds, "still: {}", part.says()),
             }
         });
+    }
+
+    /// How `egress.proxy` fares: since when it fails and why, or nothing where it does not.
+    pub fn proxy(&self, trouble: Option<(Instant, &str)>) {
+        match trouble {
+            Some((since, reason)) => self.fails_with(Part::Proxy, since, reason, PROXY_FIX),
+            None => self.works(Part::Proxy),
+        }
     }
 
     /// `part` works.

@@ -118,6 +118,11 @@ impl Notices {
             tracing::debug!(r#type = kind, endpoint, count, "notify.url took a notice");
             return (Told::Ended, true);
         }
+        if outcome.is_local() {
+            // It was not sent, for want of something of our own, which is told elsewhere.
+            let attempts = notice.attempts;
+            return (Told::PutOff { attempts, wait: EVERY }, false);
+        }
         self.metrics.count_notice(NoticeResult::Failed);
         let (attempts, problem) = (notice.attempts.saturating_add(1), outcome.record.text);
         if let Some(wait) = wait_after(attempts) {

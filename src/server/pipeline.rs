@@ -255,6 +255,7 @@ impl Leading {
             recorded,
             pipeline: self.config.source.slot.clone(),
             work: self.tell.work(),
+            tell: self.tell.clone(),
         };
         let (drain, abort) = (tasks.drain.clone(), tasks.abort.clone());
         tasks.spawn("dispatcher", async move {

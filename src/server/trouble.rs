@@ -15,6 +15,10 @@ pub const PASSING: Duration = Duration::from_secs(3);
 /// What to do where a server does not answer in time.
 pub(super) const SLOW_FIX: &str = "find out what keeps the server: pg_stat_activity shows what walhook's sessions wait      for, and pg_locks who holds that";
 
+/// What to do about `egress.proxy`.
+pub(super) const PROXY_FIX: &str = "start the proxy, or correct egress.proxy: its address, user and password, and that it allows CONNECT to \
+     addresses; `walhook check` tries it";
+
 /// A part of the pipeline that goes on by itself when what it needs is there again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -25,6 +29,8 @@ pub enum Part {
     Stream,
     /// Sending, where only workers may.
     Sending,
+    /// `egress.proxy`, through which all is sent.
+    Proxy,
     /// Storing outcomes and the checkpoint.
     State,
     /// Looking endpoints up.
@@ -73,10 +79,11 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Start,
         Self::Stream,
         Self::Sending,
+        Self::Proxy,
         Self::State,
         Self::Lookups,
         Self::CostlyLookups,
@@ -108,6 +115,7 @@ impl Part {
             Self::Start => "start",
             Self::Stream => "stream",
             Self::Sending => "sending",
+            Self::Proxy => "proxy",
             Self::State => "state",
             Self::Lookups => "lookups",
             Self::CostlyLookups => "costly_lookups",
@@ -142,6 +150,9 @@ impl Part {
                 "the stream is interrupted; what is committed meanwhile is sent afterwards"
             }
             Self::Sending => "nobody sends; everything waits until a worker serves",
+            Self::Proxy => {
+                "egress.proxy lets nothing through; deliveries wait, and no endpoint is blamed"
+            }
             Self::State => {
                 "cannot store the checkpoint; nothing is sent meanwhile, and the slot retains WAL"
             }
@@ -206,6 +217,7 @@ impl Part {
             Self::Start => "state and source can be opened",
             Self::Stream => "the stream goes on",
             Self::Sending => "a worker serves",
+            Self::Proxy => "egress.proxy lets requests through",
             Self::State => "the checkpoint is stored",
             Self::Lookups => "endpoints are looked up",
             Self::CostlyLookups => {
@@ -242,6 +254,7 @@ impl Part {
             Self::Start
             | Self::Stream
             | Self::Sending
+            | Self::Proxy
             | Self::State
             | Self::Lookups
             | Self::Deferred => true,

@@ -2,6 +2,8 @@
 
 /// See `workers/lead.rs`.
 pub(super) mod lead {
+    use tokio::time::Instant;
+
     use crate::server::dispatch::{Back, Sends};
     use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
     use walhook_core::tick::Tick;
@@ -51,6 +53,10 @@ pub(super) mod lead {
         }
 
         pub(in crate::server) fn poll(&mut self, _: Tick, _: usize) -> Option<Back> {
+            match *self {}
+        }
+
+        pub(in crate::server) fn proxy_trouble(&self, _: Tick) -> Option<(Instant, String)> {
             match *self {}
         }
 

@@ -185,9 +185,11 @@ pub enum FailureKind {
     Forbidden,
     /// The name did not resolve.
     Dns,
-    /// No connection: refused, unreachable, or not within the time for connecting.
+    /// No connection: refused, unreachable, not within the time for connecting, or no tunnel to it where the proxy
+    /// opens some to others.
     Connect,
-    /// The proxy could not be reached, or opened no tunnel.
+    /// The proxy that all goes through could not be reached, or opens no tunnel to anybody: it was not sent, and is no
+    /// attempt.
     Proxy,
     /// The TLS handshake or the certificate failed.
     Tls,
@@ -254,13 +256,10 @@ impl FailureKind {
             Self::Aborted => Meaning::Aborted,
             Self::Oversize => Meaning::Oversize,
             Self::Lost => Meaning::Lost,
-            Self::Local => Meaning::Local,
-            Self::Forbidden
-            | Self::Dns
-            | Self::Connect
-            | Self::Proxy
-            | Self::Tls
-            | Self::Protocol => Meaning::Failed,
+            Self::Local | Self::Proxy => Meaning::Local,
+            Self::Forbidden | Self::Dns | Self::Connect | Self::Tls | Self::Protocol => {
+                Meaning::Failed
+            }
         }
     }
 }

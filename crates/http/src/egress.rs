@@ -6,6 +6,7 @@
 
 mod host;
 mod proxy;
+mod proxy_health;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +14,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
 pub use host::HostPattern;
-pub use proxy::{Proxy, ProxyError, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
+pub use proxy::{
+    Greeting, Proxy, ProxyError, TUNNEL_ANSWER_MAX, TunnelAnswer, greeting, tunnel_answer,
+};
+pub use proxy_health::{Blame, ProxyHealth, ProxyTrouble};
 
 /// Why something must not be contacted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{Instrument, Span};
 
+use super::egress::ProxyTrouble;
 use super::exchange::{Answer, Exchange};
 use super::transport::Transport;
 use walhook_core::attempt::{Attempt, Delivery, Outcome};
@@ -33,6 +34,15 @@ impl Sender {
         match self {
             Self::Live(transport) => transport.held_bytes(),
             Self::Log => 0,
+        }
+    }
+
+    /// What is wrong with `egress.proxy` now. See [`Transport::proxy_trouble`].
+    #[must_use]
+    pub fn proxy_trouble(&self) -> Option<ProxyTrouble> {
+        match self {
+            Self::Live(transport) => transport.proxy_trouble(),
+            Self::Log => None,
         }
     }
 

@@ -15,6 +15,7 @@ mod memory;
 mod pool;
 mod spread;
 mod target;
+mod tunnels;
 mod turns;
 mod users;
 mod workers;
@@ -32,9 +33,10 @@ use rustls_platform_verifier::Verifier;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
 
 use super::resolve::{Lookup, Resolver, system_lookup};
-use crate::egress::{Policy, Proxy, ProxyError};
+use crate::egress::{Policy, Proxy, ProxyError, ProxyTrouble};
 use crate::exchange::{Answer, Exchange, Failure};
 use crate::retry_after::parse_retry_after;
 pub use carry::{Carried, Prepared};
@@ -46,6 +48,7 @@ use error::{failure, printable};
 use memory::AnswerMemory;
 use pool::Bounds;
 use target::{Address, Target, Targets};
+use tunnels::Tunnels;
 use turns::Turns;
 use walhook_core::attempt::{Attempt, Delivery, FailureKind};
 use walhook_core::endpoint::{Endpoint, Secret};
@@ -122,6 +125,7 @@ pub enum TransportError {
 #[derive(Debug, Clone)]
 pub struct Transport {
     clients: Arc<Clients>,
+    tunnels: Option<Arc<Tunnels>>,
     memory: Arc<AnswerMemory>,
     workers: Arc<Workers>,
     policy: Arc<Policy>,
@@ -194,11 +198,14 @@ impl Transport {
         let resolver = Resolver::new(Arc::clone(&policy), lookup, requests.connect_timeout / 2);
         let proxy = egress.proxy.as_ref().map(Proxy::parse).transpose()?;
         let memory = Arc::new(AnswerMemory::new(memory_limit));
-        let tcp = TcpConnector::new(resolver, proxy, requests.connect_timeout, Arc::clone(&memory));
+        let patience = requests.connect_timeout;
+        let tunnels = proxy.map(|it| Arc::new(Tunnels::new(it, resolver.clone(), patience)));
+        let tcp = TcpConnector::new(resolver, tunnels.clone(), patience, Arc::clone(&memory));
         let clients = Clients::new(&tcp, tls, bounds);
         let workers = Workers::start(clients.keeper()).map_err(TransportError::Threads)?;
         Ok(Self {
             clients: Arc::new(clients),
+            tunnels,
             memory,
             workers: Arc::new(workers),
             policy,
@@ -235,6 +242,29 @@ impl Transport {
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.memory.bytes()
+    }
+
+    /// What is wrong with `egress.proxy` now, where all that is sent goes through it.
+    #[must_use]
+    pub fn proxy_trouble(&self) -> Option<ProxyTrouble> {
+        self.tunnels.as_ref()?.trouble()
+    }
+
+    /// Whether `egress.proxy` answers, and takes its user and password; `None` where there is none.
+    ///
+    /// # Errors
+    /// Why not, without the password.
+    pub async fn look_at_proxy(&self) -> Option<Result<(), String>> {
+        Some(self.tunnels.as_ref()?.look().await)
+    }
+
+    /// Whether `egress.proxy` opens a tunnel to where this URL leads; `None` where there is no proxy, or the URL does
+    /// not lead anywhere.
+    ///
+    /// # Errors
+    /// Why not, without the password.
+    pub async fn look_for_tunnel(&self, url: &str) -> Option<Result<(), String>> {
+        self.tunnels.as_ref()?.look_for(&Url::parse(url).ok()?).await
     }
 
     async fn attempt(&self, attempt: &Attempt, keep: bool) -> Exchange {
@@ -297,6 +327,9 @@ impl Transport {
         course: &Course,
     ) -> Result<Answer, Failure> {
         let answered = self.clients.send(address, account, make, course).await?;
+        if let Some(tunnels) = &self.tunnels {
+            tunnels.answered();
+        }
         let status = answered.status;
         let retry_after = answered
             .headers

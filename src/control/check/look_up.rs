@@ -4,10 +4,11 @@ use anyhow::Result;
 use tokio_postgres::error::SqlState;
 use url::Url;
 
-use super::{NAME, Report, Verdict, accounts};
+use super::{NAME, Report, Verdict, accounts, proxy};
 use crate::config::Config;
 use walhook_core::escape;
 use walhook_core::event::AccountId;
+use walhook_http::transport::Transport;
 use walhook_postgres::fix::Failure;
 use walhook_postgres::lookup::{self, Listed, LookupError, Lookups, Which};
 use walhook_sign::Weakness;
@@ -32,8 +33,13 @@ const MISSING: [SqlState; 5] = [
     SqlState::INVALID_SCHEMA_NAME,
 ];
 
-/// Looks up the endpoints of an account that has one: functions behind a view are only called for rows.
-pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
+/// Looks up the endpoints of an account that has one: functions behind a view are only called for rows. `through`: what
+/// asks the proxy for tunnels to some of them.
+pub(super) async fn check(
+    config: &Config,
+    through: Option<&Transport>,
+    report: &mut Report,
+) -> Result<()> {
     let client = match lookup::connect(config.lookups(), NAME).await {
         Ok(client) => client,
         Err(error) => {
@@ -54,6 +60,9 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
             let path = &config.endpoints.search_path;
             report.pass(WHAT, format!("works under the search_path {path}"));
             endpoints(config, &listed, report);
+            if let Some(transport) = through {
+                proxy::tunnels(transport, &listed, report).await;
+            }
             accounts::check(config, &client, report).await?;
         }
         Err(error) => {

@@ -30,6 +30,10 @@ impl Driver {
         if let Some(workers) = &mut self.tools.workers {
             workers.report(now);
         }
+        let own = self.tools.sender.proxy_trouble().map(|ours| (ours.since, ours.reason));
+        let theirs = || self.tools.workers.as_ref()?.proxy_trouble(now);
+        let trouble = own.or_else(theirs);
+        self.tools.tell.proxy(trouble.as_ref().map(|(since, reason)| (*since, &**reason)));
     }
 
     /// The last line of a leader that was asked to stop.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::pack::{Order, Packers, Report};
 use super::troubles::Troubles;
@@ -305,7 +306,7 @@ impl LeaderWorkers {
                 return Some(Back::Carry(attempt));
             }
             FleetEffect::Ended { delivery, ending, overhead } => {
-                return Some(self.back(delivery, ending, overhead));
+                return Some(self.back(now, delivery, ending, overhead));
             }
             FleetEffect::Doubt { deliveries, doubtful } => {
                 return Some(Back::Doubt(deliveries, doubtful));
@@ -346,7 +347,13 @@ impl LeaderWorkers {
         }
     }
 
-    fn back(&self, delivery: DeliveryId, ending: Ending, overhead: Option<Duration>) -> Back {
+    fn back(
+        &mut self,
+        now: Tick,
+        delivery: DeliveryId,
+        ending: Ending,
+        overhead: Option<Duration>,
+    ) -> Back {
         if let Some(overhead) = overhead {
             self.metrics.bus_overhead.observe(overhead.as_secs_f64());
         }
@@ -358,10 +365,16 @@ impl LeaderWorkers {
                 Outcome::failed(FailureKind::Lost, detail, elapsed)
             }
         };
+        self.troubles.note_outcome(now, &outcome);
         if outcome.record.failure.is_none() {
             Failpoint::Answered.pass();
         }
         Back::Outcome(delivery, outcome)
+    }
+
+    /// That workers send nothing, for their `egress.proxy` fails: since when and why.
+    pub(in crate::server) fn proxy_trouble(&self, now: Tick) -> Option<(Instant, String)> {
+        self.troubles.proxy(now)
     }
 
     /// Brings the metrics up to date.

@@ -377,6 +377,8 @@ impl Worker {
         metrics.worker_in_flight.set(count(self.serving.in_flight()));
         metrics.worker_lease.set(left.unwrap_or_default().as_secs_f64());
         metrics.connection_bytes.set(count(self.serves.transport.held_bytes()));
+        let trouble = self.serves.transport.proxy_trouble();
+        self.serves.tell.proxy(trouble.as_ref().map(|it| (it.since, &*it.reason)));
         let state = self.serving.state();
         let bus = watch.state();
         let heard = Heard {

@@ -9,6 +9,7 @@ use crate::config::{LocalSending, Workers};
 use crate::server::health::Teller;
 use crate::server::trouble::{PASSING, Part};
 use walhook_bus::State;
+use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::tick::Tick;
 use walhook_fleet::leader::{FleetCounters, FleetGauges, SPARE, WorkerChanged, WorkerState};
 use walhook_fleet::subjects::Subjects;
@@ -18,6 +19,10 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A worker says how it is eight times a lease: one of another pipeline that was heard within this time is there.
 const FOREIGN_WITHIN: Duration = Duration::from_secs(30);
+
+/// What was not sent, for a worker's proxy fails, is given to workers again within 5 s: one that said so within this
+/// time has the trouble still.
+const PROXY_WITHIN: Duration = Duration::from_secs(20);
 
 /// Says that nobody sends, where only workers may, that workers are there and serve another pipeline, and that what
 /// becomes of workers' requests is not heard.
@@ -42,6 +47,8 @@ pub(super) struct Troubles {
     oversize: Option<Instant>,
     /// Since when something keeps leader and workers from coming together.
     apart: Option<Instant>,
+    /// Workers sent nothing, for their proxy fails: since when, when that was said last, and why.
+    proxy: Option<(Instant, Tick, String)>,
 }
 
 impl Troubles {
@@ -59,7 +66,24 @@ impl Troubles {
             refused: None,
             foreign: (0, None),
             apart: None,
+            proxy: None,
         }
+    }
+
+    /// Takes note of what came of a request that workers were given. One that another has sent tells nothing.
+    pub(super) fn note_outcome(&mut self, now: Tick, outcome: &Outcome) {
+        if outcome.is_local() && outcome.record.failure == Some(FailureKind::Proxy) {
+            let since = self.proxy(now).map_or_else(Instant::now, |(since, _)| since);
+            let reason = format!("at a worker: {}", outcome.record.text);
+            self.proxy = Some((since, now, reason));
+        }
+    }
+
+    /// Since when workers send nothing for want of their proxy, and why.
+    pub(super) fn proxy(&self, now: Tick) -> Option<(Instant, String)> {
+        let (since, _, reason) =
+            self.proxy.as_ref().filter(|(_, last, _)| now.since(*last) < PROXY_WITHIN)?;
+        Some((*since, reason.clone()))
     }
 
     /// Takes note of what a worker has become.
@@ -320,6 +344,27 @@ mod tests {
             "{text}"
         );
         assert_eq!(said(LocalSending::Fallback, none, true, true, 0).await, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn proxy_of_workers_fails_for_as_long_as_they_say_so() {
+        let (tell, _listen) = Teller::new("p");
+        let subjects = Subjects::new("walhook", "p").unwrap();
+        let mut troubles = Troubles::new(&tell, &workers(LocalSending::Never), &subjects);
+        let at = |seconds: u64| Tick(seconds * 1_000_000);
+        let failed = |kind| Outcome::failed(kind, "refused", Duration::ZERO);
+        let began = Instant::now();
+        for (second, kind) in [(0, FailureKind::Local), (1, FailureKind::Connect)] {
+            troubles.note_outcome(at(second), &failed(kind));
+            assert_eq!(troubles.proxy(at(second)), None, "{kind:?}");
+        }
+        for second in [2, 10, 29] {
+            troubles.note_outcome(at(second), &failed(FailureKind::Proxy));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let told = troubles.proxy(at(48)).unwrap();
+        assert_eq!(told, (began, "at a worker: proxy: refused".to_owned()));
+        assert_eq!(troubles.proxy(at(49)), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,8 +48,21 @@ pub enum TunnelAnswer {
     Partial,
     /// The tunnel is open.
     Open,
-    /// It is not, for this reason.
+    /// It is not, for this reason, which may be the address's.
     Refused(String),
+    /// It is not, nor is any other: the proxy takes us for a stranger, or is none.
+    Failed(String),
+}
+
+/// What a proxy said to [`Proxy::greeting_request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Greeting {
+    /// More bytes are needed to tell.
+    Partial,
+    /// It speaks HTTP.
+    Answers,
+    /// It does not, or takes us for a stranger.
+    Failed(String),
 }
 
 /// A proxy's whole answer to CONNECT has at most so many bytes.
@@ -85,10 +98,24 @@ impl Proxy {
     /// The request for a tunnel to this address.
     #[must_use]
     pub fn connect_request(&self, to: SocketAddr) -> String {
-        let authorization = self.authorization.as_ref().map_or_else(String::new, |value| {
+        format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n{}\r\n", self.authorization())
+    }
+
+    /// A request that concerns the proxy alone: whoever speaks HTTP answers it in some way.
+    #[must_use]
+    pub fn greeting_request(&self) -> String {
+        let Self { host, port, .. } = self;
+        let authorization = self.authorization();
+        format!(
+            "OPTIONS * HTTP/1.1\r\nhost: {host}:{port}\r\n{authorization}connection: close\r\n\r\n"
+        )
+    }
+
+    /// The header, where there is one.
+    fn authorization(&self) -> String {
+        self.authorization.as_ref().map_or_else(String::new, |value| {
             format!("proxy-authorization: {}\r\n", value.expose())
-        });
-        format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n{authorization}\r\n")
+        })
     }
 }
 
@@ -99,14 +126,12 @@ pub fn tunnel_answer(read: &[u8]) -> TunnelAnswer {
         return if read.len() < TUNNEL_ANSWER_MAX {
             TunnelAnswer::Partial
         } else {
-            TunnelAnswer::Refused("its answer does not end".to_owned())
+            TunnelAnswer::Failed(ENDLESS.to_owned())
         };
     };
     let head = String::from_utf8_lossy(read.get(..end).unwrap_or_default());
-    let line = head.lines().next().unwrap_or_default();
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split_once(' '));
-    let Some((_, status)) = status else {
-        return TunnelAnswer::Refused("its answer is not HTTP".to_owned());
+    let Some(status) = status_of(&head) else {
+        return TunnelAnswer::Failed(NO_HTTP.to_owned());
     };
     match status.split(' ').next().unwrap_or_default() {
         // An endpoint speaks after us, never before: what follows is not the endpoint's.
@@ -114,11 +139,39 @@ pub fn tunnel_answer(read: &[u8]) -> TunnelAnswer {
             true => TunnelAnswer::Open,
             false => TunnelAnswer::Refused("it sent more than its answer".to_owned()),
         },
-        "407" => TunnelAnswer::Refused(format!(
-            "it answered {status}; give the user and password in egress.proxy"
-        )),
+        "407" => TunnelAnswer::Failed(stranger(status)),
         _ => TunnelAnswer::Refused(format!("it answered {status}")),
     }
+}
+
+/// Judges what a proxy has answered so far to [`Proxy::greeting_request`].
+#[must_use]
+pub fn greeting(read: &[u8]) -> Greeting {
+    let Some(end) = read.iter().position(|byte| *byte == b'\n') else {
+        return match read.len() < TUNNEL_ANSWER_MAX {
+            true => Greeting::Partial,
+            false => Greeting::Failed(ENDLESS.to_owned()),
+        };
+    };
+    let line = String::from_utf8_lossy(read.get(..end).unwrap_or_default());
+    match status_of(&line) {
+        None => Greeting::Failed(NO_HTTP.to_owned()),
+        Some(status) if status.starts_with("407") => Greeting::Failed(stranger(status)),
+        Some(_) => Greeting::Answers,
+    }
+}
+
+const ENDLESS: &str = "its answer does not end";
+const NO_HTTP: &str = "its answer is not HTTP";
+
+fn stranger(status: &str) -> String {
+    format!("it answered {status}; give the user and password in egress.proxy")
+}
+
+/// The status and its words, where the answer is one of HTTP/1.
+fn status_of(head: &str) -> Option<&str> {
+    let line = head.lines().next()?.trim_end();
+    line.strip_prefix("HTTP/1.")?.split_once(' ').map(|(_, status)| status)
 }
 
 #[cfg(test)]
@@ -170,7 +223,15 @@ mod tests {
     fn answer_opens_the_tunnel_only_when_it_is_whole_and_2xx() {
         let refused = |text: &[u8]| match tunnel_answer(text) {
             TunnelAnswer::Refused(reason) => reason,
-            other @ (TunnelAnswer::Partial | TunnelAnswer::Open) => panic!("{other:?}"),
+            other @ (TunnelAnswer::Partial | TunnelAnswer::Open | TunnelAnswer::Failed(_)) => {
+                panic!("{other:?}")
+            }
+        };
+        let failed = |text: &[u8]| match tunnel_answer(text) {
+            TunnelAnswer::Failed(reason) => reason,
+            other @ (TunnelAnswer::Partial | TunnelAnswer::Open | TunnelAnswer::Refused(_)) => {
+                panic!("{other:?}")
+            }
         };
         let open = b"HTTP/1.1 200 Connection established\r\nvia: x\r\n\r\n";
         for end in 0..open.len() {
@@ -180,11 +241,28 @@ mod tests {
         assert_eq!(tunnel_answer(b"HTTP/1.0 204\r\n\r\n"), TunnelAnswer::Open);
         assert!(refused(&[open, &b"x"[..]].concat()).contains("more than its answer"));
         assert!(
-            refused(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").contains("egress.proxy")
+            failed(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").contains("egress.proxy")
         );
         assert_eq!(refused(b"HTTP/1.1 403 Forbidden\r\n\r\n"), "it answered 403 Forbidden");
-        assert_eq!(refused(b"220 mail ESMTP\r\n\r\n"), "its answer is not HTTP");
+        assert_eq!(failed(b"220 mail ESMTP\r\n\r\n"), "its answer is not HTTP");
         assert_eq!(refused(b"HTTP/1.1 2000 x\r\n\r\n"), "it answered 2000 x");
-        assert_eq!(refused(&[b'x'; TUNNEL_ANSWER_MAX]), "its answer does not end");
+        assert_eq!(failed(&[b'x'; TUNNEL_ANSWER_MAX]), "its answer does not end");
+    }
+    #[test]
+    fn proxy_answers_a_greeting_by_any_line_of_http() {
+        for line in ["HTTP/1.1 200 OK\r\n", "HTTP/1.0 400 Bad Request\r\nx: ", "HTTP/1.1 405\n"] {
+            assert_eq!(greeting(line.as_bytes()), Greeting::Answers, "{line:?}");
+            assert_eq!(greeting(&line.as_bytes()[..8]), Greeting::Partial);
+        }
+        let failed = |text: &[u8]| match greeting(text) {
+            Greeting::Failed(reason) => reason,
+            other @ (Greeting::Partial | Greeting::Answers) => panic!("{other:?}"),
+        };
+        assert!(failed(b"HTTP/1.1 407 Authenticate\r\n\r\n").contains("egress.proxy"));
+        assert_eq!(failed(b"SSH-2.0-x\r\n"), NO_HTTP);
+        assert_eq!(failed(&[b'x'; TUNNEL_ANSWER_MAX]), ENDLESS);
+        let url = Secret::new("http://me:hush@[::1]:3128");
+        let request = Proxy::parse(&url).unwrap().greeting_request();
+        assert!(request.starts_with("OPTIONS * HTTP/1.1\r\nhost: [::1]:3128\r\nproxy-auth"));
     }
 }

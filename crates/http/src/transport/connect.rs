@@ -21,17 +21,16 @@ use http::Uri;
 use hyper_rustls::HttpsConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower_service::Service;
 use url::Host;
 
 use super::guard::{Answers, Metered};
 use super::memory::{AnswerMemory, Charge};
 use super::spread::spread;
-use crate::egress::{Proxy, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
+use super::tunnels::{TUNNELS_MAX, Tunnels};
 use crate::resolve::{ResolveError, Resolver};
 use walhook_core::event::AccountId;
 use walhook_process::faults::Fault;
@@ -45,10 +44,7 @@ tokio::task_local! {
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Addresses of one name that are tried for a connection: a name has as many as its owner likes.
-const ADDRESSES_MAX: usize = 8;
-
-/// Addresses that a proxy is asked for, one after the other.
-const TUNNELS_MAX: usize = 3;
+pub(super) const ADDRESSES_MAX: usize = 8;
 
 /// Why there is no connection. Found among the causes of the client's error.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +55,10 @@ pub(super) enum ConnectError {
     /// None of the addresses takes a connection; this is what the last one said.
     #[error("{0}")]
     Dial(io::Error),
-    /// The proxy opens no tunnel.
+    /// The proxy opens no tunnel to any of the addresses, and does to others.
+    #[error("the proxy opens no tunnel: {0}")]
+    Tunnel(String),
+    /// The proxy opens none to anybody.
     #[error("the proxy opens no tunnel: {0}")]
     Proxy(String),
     /// It took too long.
@@ -84,7 +83,7 @@ impl ConnectError {
             Self::Dial(error) => Some(error),
             Self::Resolve(ResolveError::Dns(error)) => Some(&**error),
             Self::OfSome { error, .. } => error.of_system(),
-            Self::Resolve(_) | Self::Proxy(_) | Self::Timeout => None,
+            Self::Resolve(_) | Self::Tunnel(_) | Self::Proxy(_) | Self::Timeout => None,
         }
     }
 }
@@ -127,7 +126,7 @@ impl Connector {
 #[derive(Debug, Clone)]
 pub(super) struct TcpConnector {
     resolver: Resolver,
-    proxy: Option<Arc<Proxy>>,
+    tunnels: Option<Arc<Tunnels>>,
     patience: Duration,
     memory: Arc<AnswerMemory>,
     /// Where the next one begins of those addresses that are too many to be tried.
@@ -158,39 +157,35 @@ impl Service<Uri> for TcpConnector {
 impl TcpConnector {
     pub(super) fn new(
         resolver: Resolver,
-        proxy: Option<Proxy>,
+        tunnels: Option<Arc<Tunnels>>,
         patience: Duration,
         memory: Arc<AnswerMemory>,
     ) -> Self {
-        Self { resolver, proxy: proxy.map(Arc::new), patience, memory, turn: Arc::default() }
+        Self { resolver, tunnels, patience, memory, turn: Arc::default() }
     }
 
     async fn connect(&self, to: &Uri, account: &AccountId) -> Result<TcpStream, ConnectError> {
+        let began = Instant::now();
         let host = Host::parse(to.host().unwrap_or_default()).map_err(|_| ResolveError::Nothing)?;
         let default = if to.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 };
         let port = to.port_u16().unwrap_or(default);
-        let addresses = match &host {
-            Host::Domain(name) => self.resolver.endpoint(name, account).await?,
-            Host::Ipv4(address) => vec![self.permitted((*address).into())?],
-            Host::Ipv6(address) => vec![self.permitted((*address).into())?],
-        };
+        let addresses = permitted(&self.resolver, &host, port, account).await?;
         let (of, max) =
-            (addresses.len(), if self.proxy.is_some() { TUNNELS_MAX } else { ADDRESSES_MAX });
-        let addresses = self.choose(addresses, max, port);
+            (addresses.len(), if self.tunnels.is_some() { TUNNELS_MAX } else { ADDRESSES_MAX });
+        let addresses = choose(&self.turn, addresses, max);
         let tried = addresses.len();
-        let connecting = async {
-            match &self.proxy {
-                Some(proxy) => self.tunnel(proxy, &addresses).await,
-                None => dial(&addresses).await.map_err(ConnectError::Dial),
+        let dialing = async { dial(&addresses).await.map_err(ConnectError::Dial) };
+        let connected = match &self.tunnels {
+            Some(tunnels) => tunnels.open(&host, &addresses, began).await,
+            None if tried == of => dialing.await,
+            None => {
+                let dialed = timeout(self.patience_to_explain(), dialing).await;
+                dialed.unwrap_or(Err(ConnectError::Timeout))
             }
         };
-        let connected = if tried == of {
-            connecting.await
-        } else {
-            let connected = timeout(self.patience_to_explain(), connecting).await;
-            connected.unwrap_or(Err(ConnectError::Timeout))
-        };
-        if let (Err(ConnectError::Dial(_)), Host::Domain(name)) = (&connected, &host) {
+        if let (Err(ConnectError::Dial(_) | ConnectError::Tunnel(_)), Host::Domain(name)) =
+            (&connected, &host)
+        {
             self.resolver.forget(name);
         }
         connected.map_err(|error| match tried == of {
@@ -199,87 +194,46 @@ impl TcpConnector {
         })
     }
 
-    /// These addresses at the port, or of more than `max` so many: others each time.
-    fn choose(&self, mut addresses: Vec<IpAddr>, max: usize, port: u16) -> Vec<SocketAddr> {
-        if addresses.len() > max {
-            let turn = self.turn.fetch_add(1, Relaxed);
-            let all = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-            addresses.rotate_left(spread(turn, all) as usize);
-            addresses.truncate(max);
-        }
-        addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
-    }
-
     /// Short of the time for the whole connection, so that the reason says what was tried.
     fn patience_to_explain(&self) -> Duration {
         self.patience * 9 / 10
     }
-
-    fn permitted(&self, address: IpAddr) -> Result<IpAddr, ResolveError> {
-        self.resolver.check(address).map(|()| address)
-    }
-
-    /// A tunnel to the first of these few addresses for which the proxy opens one.
-    async fn tunnel(&self, proxy: &Proxy, to: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
-        let patience = self.patience_to_explain();
-        let opening = async {
-            let mut reason = String::new();
-            for address in to {
-                match self.open_tunnel(proxy, *address).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(NoTunnel::Local(error)) => return Err(error),
-                    Err(NoTunnel::Proxy(error)) => reason = format!("{address}: {error}"),
-                }
-            }
-            Err(ConnectError::Proxy(reason))
-        };
-        let late = || ConnectError::Proxy(format!("it has not answered within {patience:?}"));
-        timeout(patience, opening).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn open_tunnel(&self, proxy: &Proxy, to: SocketAddr) -> Result<TcpStream, NoTunnel> {
-        let unreachable = |error: ConnectError| match error.of_system().and_then(Fault::of) {
-            Some(_) => NoTunnel::Local(error),
-            None => NoTunnel::Proxy(format!("cannot reach it: {error}")),
-        };
-        let addresses = match &proxy.host {
-            Host::Domain(name) => {
-                self.resolver.own(name).await.map_err(|e| unreachable(e.into()))?
-            }
-            Host::Ipv4(address) => vec![(*address).into()],
-            Host::Ipv6(address) => vec![(*address).into()],
-        };
-        let addresses = self.choose(addresses, ADDRESSES_MAX, proxy.port);
-        let mut stream = dial(&addresses).await.map_err(|e| unreachable(ConnectError::Dial(e)))?;
-        let broken =
-            |error: io::Error| NoTunnel::Proxy(format!("the connection to it broke: {error}"));
-        stream.write_all(proxy.connect_request(to).as_bytes()).await.map_err(broken)?;
-        let mut answer = Vec::with_capacity(256);
-        loop {
-            let room = TUNNEL_ANSWER_MAX.saturating_sub(answer.len());
-            let mut bounded = (&mut stream).take(u64::try_from(room).unwrap_or_default());
-            if bounded.read_buf(&mut answer).await.map_err(broken)? == 0 {
-                return Err(NoTunnel::Proxy("it closed the connection".to_owned()));
-            }
-            match tunnel_answer(&answer) {
-                TunnelAnswer::Partial => {}
-                TunnelAnswer::Open => return Ok(stream),
-                TunnelAnswer::Refused(reason) => return Err(NoTunnel::Proxy(reason)),
-            }
-        }
-    }
 }
 
-/// Why one address cannot be reached through the proxy.
-enum NoTunnel {
-    /// We have nothing left to reach the proxy with.
-    Local(ConnectError),
-    Proxy(String),
+/// These addresses, or of more than `max` so many: others each time.
+pub(super) fn choose(
+    turn: &AtomicU32,
+    mut addresses: Vec<SocketAddr>,
+    max: usize,
+) -> Vec<SocketAddr> {
+    if addresses.len() > max {
+        let turn = turn.fetch_add(1, Relaxed);
+        let all = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        addresses.rotate_left(spread(turn, all) as usize);
+        addresses.truncate(max);
+    }
+    addresses
+}
+
+/// The host's addresses, judged.
+pub(super) async fn permitted(
+    resolver: &Resolver,
+    host: &Host,
+    port: u16,
+    account: &AccountId,
+) -> Result<Vec<SocketAddr>, ResolveError> {
+    let literal = |address: IpAddr| resolver.check(address).map(|()| vec![address]);
+    let addresses = match host {
+        Host::Domain(name) => resolver.endpoint(name, account).await?,
+        Host::Ipv4(address) => literal((*address).into())?,
+        Host::Ipv6(address) => literal((*address).into())?,
+    };
+    Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
 }
 
 /// The first connection that one of the addresses takes. They are tried in order, each with a head
 /// start: an address that is silent delays the next one by that only.
-async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter().copied();
     let mut racing = JoinSet::new();
     let mut local = None;

@@ -58,7 +58,9 @@ fn connect_kind(error: &ConnectError) -> FailureKind {
         ) => FailureKind::Dns,
         ConnectError::Proxy(_) => FailureKind::Proxy,
         ConnectError::OfSome { error, .. } => connect_kind(error),
-        ConnectError::Dial(_) | ConnectError::Timeout => FailureKind::Connect,
+        ConnectError::Dial(_) | ConnectError::Tunnel(_) | ConnectError::Timeout => {
+            FailureKind::Connect
+        }
     }
 }
 

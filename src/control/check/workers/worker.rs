@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{BUS, NO_EPOCH, PATIENCE, Report, SETTLE, reach};
 use crate::config::WorkerConfig;
+use crate::control::check::proxy;
 use crate::server::workers::{SHARED_FIX, egress_digest, shared};
 use walhook_bus::{Bus, Received, Subscription};
 use walhook_fleet::LEAD_EVERY;
@@ -19,8 +20,9 @@ const LEADER: &str = "leader";
 
 /// Looks, as a worker of this configuration.
 pub(in crate::control::check) async fn check(config: &WorkerConfig, report: &mut Report) {
-    if let Err(error) = config.transport() {
-        report.fail("requests", error.to_string(), "correct [egress]");
+    match config.transport() {
+        Ok(transport) => _ = proxy::check(&transport, report).await,
+        Err(error) => report.fail("requests", error.to_string(), "correct [egress]"),
     }
     let meanwhile = "until then this worker sends nothing";
     let reached = reach(&config.workers, config.pipeline(), meanwhile, report).await;

@@ -6,9 +6,13 @@ use super::dns::naming;
 use super::tls::{authority, params, serve, trusting_with};
 use super::*;
 
-/// Opens every tunnel that it is asked for.
+/// What a proxy answers to a head, where it opens no tunnel.
+type Answer = fn(&str) -> Option<&'static str>;
+
+/// Opens every tunnel that it is asked for, but where it has another answer.
 struct TunnelServer {
     addr: SocketAddr,
+    answer: Arc<Mutex<Answer>>,
     /// The heads of what it was asked.
     asked: Arc<Mutex<Vec<String>>>,
     _tasks: JoinSet<()>,
@@ -19,13 +23,14 @@ impl TunnelServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&asked);
+        let answer: Arc<Mutex<Answer>> = Arc::new(Mutex::new(|_| None));
+        let (log, other) = (Arc::clone(&asked), Arc::clone(&answer));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut tunnels = JoinSet::new();
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let log = Arc::clone(&log);
+                let (log, other) = (Arc::clone(&log), Arc::clone(&other));
                 tunnels.spawn(async move {
                     let mut head = Vec::new();
                     while !head.ends_with(b"\r\n\r\n") {
@@ -33,14 +38,23 @@ impl TunnelServer {
                     }
                     let head = String::from_utf8(head).unwrap();
                     let target = head.split(' ').nth(1).unwrap().to_owned();
+                    let answer = other.lock().unwrap()(&head);
                     log.lock().unwrap().push(head);
+                    if let Some(answer) = answer {
+                        let _gone = stream.write_all(answer.as_bytes()).await;
+                        return;
+                    }
                     let mut endpoint = TcpStream::connect(target).await.unwrap();
                     stream.write_all(b"HTTP/1.1 200 Connected\r\nvia: x\r\n\r\n").await.unwrap();
                     let _until_one_closes = copy_bidirectional(&mut stream, &mut endpoint).await;
                 });
             }
         });
-        Self { addr, asked, _tasks: tasks }
+        Self { addr, answer, asked, _tasks: tasks }
+    }
+
+    fn answers(&self, answer: Answer) {
+        *self.answer.lock().unwrap() = answer;
     }
 
     fn asked(&self) -> Vec<String> {
@@ -97,7 +111,7 @@ async fn proxy_is_not_asked_for_an_address_that_is_forbidden() {
 }
 
 #[tokio::test]
-async fn proxy_that_opens_no_tunnel_is_a_failure_with_its_reason() {
+async fn proxy_that_opens_no_tunnel_to_anybody_is_a_want_of_ours_with_its_reason() {
     let denied = "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n";
     for (script, expected) in [
         (vec![write(denied)], "407 Proxy Authentication Required; give the user and password"),
@@ -107,14 +121,17 @@ async fn proxy_that_opens_no_tunnel_is_a_failure_with_its_reason() {
         (vec![write("HTTP/1.1 200 OK\r\nx: "), WriteForever("xxxxxxxx")], "does not end"),
         (vec![write("HTTP/1.1 200 OK\r\n\r\nhello")], "more than its answer"),
         (vec![write("HTTP/1.1 2"), Close], "closed the connection"),
-        (vec![write("HTTP/1.1 200 OK\r\nx: "), Drip], "has not answered within 450ms"),
-        (vec![], "has not answered within 450ms"),
+        (vec![write("HTTP/1.1 200 OK\r\nx: "), Drip], "has not answered within 350ms"),
+        (vec![], "has not answered within 350ms"),
     ] {
         let proxy = Server::start(script).await;
         let requests = Requests { connect_timeout: SHORT, ..requests() };
         let transport = Transport::new(&requests, &through(proxy.addr), MEMORY).unwrap();
         let detail = refusal(&transport, "https://127.0.0.1:9/", FailureKind::Proxy).await;
         assert!(detail.contains(expected), "{detail}");
+        let trouble = transport.proxy_trouble().unwrap();
+        assert!(trouble.reason.contains(expected) && !trouble.reason.contains('\u{1b}'));
+        assert!(!trouble.reason.contains(HUSH));
     }
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let transport = Transport::new(&requests(), &through(free), MEMORY).unwrap();
@@ -145,4 +162,67 @@ async fn proxy_is_asked_for_the_next_address_when_one_fails() {
     let names = [("two.example", &["127.0.0.3", "127.0.0.1"][..])];
     let transport = naming(&names, &through(proxy));
     assert_eq!(answer(&transport, &format!("http://two.example:{port}/")).await.status, 200);
+}
+
+const REFUSED: &str = "HTTP/1.1 502 Bad Gateway\r\n\r\n";
+
+/// No tunnel to 127.0.0.2 and so on: all but the first.
+fn only_the_first(head: &str) -> Option<&'static str> {
+    (!head.starts_with("CONNECT 127.0.0.1:")).then_some(REFUSED)
+}
+
+#[tokio::test]
+async fn endpoint_is_to_blame_that_the_proxy_reaches_others_and_not_it() {
+    let (proxy, endpoint) = (TunnelServer::start().await, Server::start([Read, ok()]).await);
+    let transport = Transport::new(&requests(), &through(proxy.addr), MEMORY).unwrap();
+    proxy.answers(only_the_first);
+    assert_eq!(answer(&transport, &endpoint.url()).await.status, 200);
+    // More hosts than it takes to wonder, and nothing else meanwhile: the one that it served is asked for.
+    for n in 2..=9 {
+        let url = format!("http://127.0.0.{n}:9/");
+        let detail = refusal(&transport, &url, FailureKind::Connect).await;
+        assert!(detail.contains("502 Bad Gateway"), "{detail}");
+        assert_eq!(transport.proxy_trouble(), None);
+    }
+    let probes = proxy.asked().iter().filter(|head| only_the_first(head).is_none()).count();
+    assert!((2..=5).contains(&probes), "{probes} tunnels to the one that works");
+
+    // One that is silent is not to be confused with a proxy that is: that answers.
+    proxy.answers(|head| match head.starts_with("OPTIONS") {
+        true => Some("HTTP/1.1 400 Bad Request\r\n\r\n"),
+        false => only_the_first(head).map(|_| ""),
+    });
+    for n in 2..=5 {
+        let url = format!("http://127.0.0.{n}:9/");
+        let detail = refusal(&transport, &url, FailureKind::Connect).await;
+        assert!(detail.contains("closed the connection"), "{detail}");
+    }
+    assert_eq!(transport.proxy_trouble(), None);
+}
+
+#[tokio::test]
+async fn proxy_that_opens_no_tunnel_any_more_is_left_alone_and_well_again_with_the_first() {
+    let (proxy, endpoint) = (TunnelServer::start().await, Server::start([Read, ok()]).await);
+    let transport = Transport::new(&requests(), &through(proxy.addr), MEMORY).unwrap();
+    assert_eq!(answer(&transport, &endpoint.url()).await.status, 200);
+    proxy.answers(|_| Some(REFUSED));
+    let began = Instant::now();
+    let mut last = None;
+    for n in 2..=200 {
+        let url = format!("http://127.0.0.{n}:9/");
+        last = send(&transport, &url).await.err().map(|failure| failure.kind);
+    }
+    assert_eq!(last, Some(FailureKind::Proxy));
+    assert!(transport.proxy_trouble().is_some());
+    let most = 10 + 2 * usize::try_from(began.elapsed().as_secs()).unwrap();
+    assert!(proxy.asked().len() <= most, "{} of at most {most}", proxy.asked().len());
+
+    proxy.answers(|_| None);
+    let other = Server::start([Read, ok()]).await;
+    let deadline = Instant::now() + PATIENCE;
+    while send(&transport, &other.url()).await.is_err() {
+        assert!(Instant::now() < deadline, "it does not come back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(transport.proxy_trouble(), None);
 }

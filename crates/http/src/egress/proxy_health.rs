@@ -1,0 +1,211 @@
+//! Whether `egress.proxy` does its part: whose fault it is that there is no tunnel, and whether the proxy is to be
+//! asked for one now.
+//!
+//! ```text
+//! out of reach, no HTTP, 407, silent to all ───────────────────────► the proxy's: nobody is sent anything
+//! no to one address ─┬─ it opened one for another ─────────────────► the endpoint's
+//!                    └─ nor for any of three hosts, nor for the last
+//!                       one that it opened a tunnel to ────────────► the proxy's
+//! ```
+//!
+//! What a stranger's address may bring about is never the proxy's fault by itself: else three endpoints that are dead
+//! would stop everybody's deliveries. While the proxy fails it is asked once in [`PACE`], however many wait.
+
+use core::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use url::Host;
+
+/// How often a proxy that fails is asked for a tunnel.
+const PACE: Duration = Duration::from_secs(1);
+
+/// A trouble is over when nobody has asked for a tunnel for so long, beyond the time for a connection: what waits asks
+/// every 5 s.
+const LASTS: Duration = Duration::from_secs(10);
+
+/// Of so many hosts in a row that it opens no tunnel to, none may be to blame.
+const HOSTS: usize = 3;
+
+/// What is wrong with the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyTrouble {
+    /// Since when.
+    pub since: Instant,
+    /// Why, without secrets.
+    pub reason: String,
+}
+
+/// Who is to blame that the proxy said no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The address.
+    Endpoint,
+    /// The address, if the proxy opens a tunnel to this one now; else the proxy.
+    Unless(SocketAddr),
+    /// The proxy: it has opened none yet.
+    Proxy,
+}
+
+/// What is known of the proxy.
+#[derive(Debug)]
+pub struct ProxyHealth {
+    /// For a connection.
+    patience: Duration,
+    spell: Option<Spell>,
+    /// The last address that it opened a tunnel to.
+    opened: Option<SocketAddr>,
+    /// Hosts that it opened none to, since something came through it.
+    refused: Vec<Host>,
+}
+
+#[derive(Debug)]
+struct Spell {
+    trouble: ProxyTrouble,
+    /// When somebody last asked.
+    asked: Instant,
+    /// When it is asked again.
+    next: Instant,
+}
+
+impl ProxyHealth {
+    /// Nothing is known yet. `patience` is for a connection.
+    #[must_use]
+    pub const fn new(patience: Duration) -> Self {
+        Self { patience, spell: None, opened: None, refused: Vec::new() }
+    }
+
+    /// Whether the proxy is to be asked for a tunnel now.
+    ///
+    /// # Errors
+    /// Why not: what is wrong with it.
+    pub fn admit(&mut self, now: Instant) -> Result<(), String> {
+        self.spell = self.spell.take().filter(|spell| spell.lasts(now, self.patience));
+        let Some(spell) = &mut self.spell else { return Ok(()) };
+        spell.asked = now;
+        if now < spell.next {
+            return Err(spell.trouble.reason.clone());
+        }
+        spell.next = now + PACE;
+        Ok(())
+    }
+
+    /// It opened a tunnel.
+    pub fn opened(&mut self, to: SocketAddr) {
+        self.spell = None;
+        self.opened = Some(to);
+        self.refused.clear();
+    }
+
+    /// Somebody answered through a tunnel, which may be an old one.
+    pub fn answered(&mut self) {
+        self.refused.clear();
+    }
+
+    /// It fails, whoever is asked for.
+    pub fn failed(&mut self, reason: String, now: Instant) {
+        let patience = self.patience;
+        let lasting = self.spell.take().filter(|spell| spell.lasts(now, patience));
+        let (since, next) = match &lasting {
+            Some(spell) => (spell.trouble.since, spell.next),
+            None => (now, now + PACE),
+        };
+        self.spell = Some(Spell { trouble: ProxyTrouble { since, reason }, asked: now, next });
+    }
+
+    /// It opened no tunnel to this host, and others are to be asked for.
+    pub fn refused(&mut self, host: &Host, now: Instant) -> Blame {
+        let Some(opened) = self.opened else { return Blame::Proxy };
+        if !self.refused.contains(host) {
+            self.refused.push(host.clone());
+        }
+        if self.trouble(now).is_none() && self.refused.len() < HOSTS {
+            return Blame::Endpoint;
+        }
+        self.refused.clear();
+        Blame::Unless(opened)
+    }
+
+    /// What is wrong with it now.
+    #[must_use]
+    pub fn trouble(&self, now: Instant) -> Option<ProxyTrouble> {
+        let spell = self.spell.as_ref().filter(|spell| spell.lasts(now, self.patience));
+        spell.map(|spell| spell.trouble.clone())
+    }
+}
+
+impl Spell {
+    fn lasts(&self, now: Instant, patience: Duration) -> bool {
+        now < self.asked + patience + LASTS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(n: u32) -> Host {
+        Host::Domain(format!("h{n}.example"))
+    }
+
+    fn address() -> SocketAddr {
+        "192.0.2.7:443".parse().unwrap()
+    }
+
+    fn after(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn proxy_that_fails_is_asked_once_a_second_until_it_opens_a_tunnel() {
+        let (mut health, start) = (ProxyHealth::new(Duration::from_secs(10)), Instant::now());
+        assert_eq!(health.admit(start), Ok(()));
+        // Of many that are under way, each fails.
+        for ms in 0..100 {
+            health.failed("refused".into(), after(start, ms));
+        }
+        let asked = |health: &mut ProxyHealth, from: u64| {
+            (from..from + 5_000).filter(|ms| health.admit(after(start, *ms)).is_ok()).count()
+        };
+        assert_eq!(asked(&mut health, 1_000), 5);
+        assert_eq!(health.admit(after(start, 5_999)), Err("refused".into()));
+        health.failed("it answered 407".into(), after(start, 6_000));
+        let trouble = health.trouble(after(start, 6_000)).unwrap();
+        assert_eq!((trouble.since, &*trouble.reason), (start, "it answered 407"));
+        health.opened(address());
+        assert_eq!(health.trouble(after(start, 6_000)), None);
+        assert_eq!(asked(&mut health, 6_000), 5_000);
+    }
+
+    #[test]
+    fn trouble_is_over_when_nobody_asks_any_more() {
+        let (mut health, start) = (ProxyHealth::new(Duration::from_secs(10)), Instant::now());
+        health.failed("refused".into(), start);
+        assert!(health.trouble(after(start, 19_999)).is_some());
+        assert!(health.admit(after(start, 19_000)).is_ok());
+        assert!(health.trouble(after(start, 38_999)).is_some(), "one is under way");
+        assert_eq!(health.trouble(after(start, 39_000)), None);
+        health.failed("refused".into(), after(start, 50_000));
+        let since = health.trouble(after(start, 50_000)).unwrap().since;
+        assert_eq!(since, after(start, 50_000), "that is another one");
+    }
+
+    #[test]
+    fn one_address_is_to_blame_where_others_get_tunnels() {
+        let (mut health, now) = (ProxyHealth::new(Duration::from_secs(10)), Instant::now());
+        assert_eq!(health.refused(&host(1), now), Blame::Proxy, "it has opened none yet");
+        health.opened(address());
+        for _ in 0..100 {
+            assert_eq!(health.refused(&host(1), now), Blame::Endpoint);
+            assert_eq!(health.refused(&host(2), now), Blame::Endpoint);
+        }
+        health.answered();
+        assert_eq!(health.refused(&host(3), now), Blame::Endpoint);
+        assert_eq!(health.refused(&host(1), now), Blame::Endpoint);
+        assert_eq!(health.refused(&host(2), now), Blame::Unless(address()));
+        assert_eq!(health.refused(&host(1), now), Blame::Endpoint, "that was asked");
+        // While it fails nobody is to blame whose refusal says nothing of others.
+        health.failed("it answered 503".into(), now);
+        assert_eq!(health.refused(&host(1), now), Blame::Unless(address()));
+    }
+}

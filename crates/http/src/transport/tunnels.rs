@@ -1,0 +1,240 @@
+//! Tunnels of `egress.proxy`: asked for by address, and no more often than the proxy is well ([`ProxyHealth`]).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use url::{Host, Url};
+
+use super::connect::{ADDRESSES_MAX, ConnectError, choose, dial, permitted};
+use super::error::{DETAIL_MAX, printable};
+use crate::egress::{
+    Blame, Greeting, Proxy, ProxyHealth, ProxyTrouble, TUNNEL_ANSWER_MAX, TunnelAnswer, greeting,
+    tunnel_answer,
+};
+use crate::resolve::Resolver;
+use walhook_core::event::AccountId;
+use walhook_process::faults::Fault;
+
+/// Addresses that a proxy is asked for, one after the other.
+pub(super) const TUNNELS_MAX: usize = 3;
+
+/// The proxy, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Tunnels {
+    proxy: Proxy,
+    resolver: Resolver,
+    /// For a whole connection.
+    patience: Duration,
+    health: Mutex<ProxyHealth>,
+    /// Where the next one begins of the proxy's addresses, where they are too many to be tried.
+    turn: AtomicU32,
+}
+
+/// Why there is no tunnel.
+enum NoTunnel {
+    /// We have nothing left to reach the proxy with.
+    Local(ConnectError),
+    /// The proxy fails, whoever is asked for.
+    Proxy(String),
+    /// It said no to this address.
+    Refused(String),
+    /// It was reached, and has not answered: for this address, or at all.
+    Silent(String),
+}
+
+impl NoTunnel {
+    /// As it may be shown.
+    fn into_said(self) -> String {
+        match self {
+            Self::Local(error) => said(&error.to_string()),
+            Self::Proxy(reason) | Self::Refused(reason) | Self::Silent(reason) => said(&reason),
+        }
+    }
+}
+
+impl Tunnels {
+    pub(super) fn new(proxy: Proxy, resolver: Resolver, patience: Duration) -> Self {
+        let health = Mutex::new(ProxyHealth::new(patience));
+        Self { proxy, resolver, patience, health, turn: AtomicU32::default() }
+    }
+
+    /// What is wrong with the proxy now.
+    pub(super) fn trouble(&self) -> Option<ProxyTrouble> {
+        self.health().trouble(Instant::now())
+    }
+
+    /// Somebody answered through a tunnel.
+    pub(super) fn answered(&self) {
+        self.health().answered();
+    }
+
+    /// A tunnel to the first of the host's addresses for which the proxy opens one. `began`: since when a connection
+    /// is waited for.
+    pub(super) async fn open(
+        &self,
+        host: &Host,
+        to: &[SocketAddr],
+        began: Instant,
+    ) -> Result<TcpStream, ConnectError> {
+        self.health().admit(Instant::now()).map_err(ConnectError::Proxy)?;
+        // Short of the time for the whole connection, so that there is some left to find out whose fault it is.
+        let (patience, by) = (self.patience * 7 / 10, began + self.patience * 9 / 10);
+        let silent = || NoTunnel::Silent(format!("it has not answered within {patience:?}"));
+        let opened = timeout_at(began + patience, self.first_of(to)).await;
+        match opened.unwrap_or_else(|_| Err(silent())) {
+            Ok((stream, to)) => {
+                self.health().opened(to);
+                Ok(stream)
+            }
+            Err(NoTunnel::Local(error)) => Err(error),
+            Err(NoTunnel::Proxy(reason)) => Err(self.fails(&reason)),
+            Err(NoTunnel::Refused(reason)) => Err(self.judge(host, &reason, by).await),
+            Err(NoTunnel::Silent(reason)) => match timeout_at(by, self.greet()).await {
+                Ok(Ok(())) => Err(self.judge(host, &reason, by).await),
+                Ok(Err(NoTunnel::Local(error))) => Err(error),
+                Ok(Err(NoTunnel::Proxy(reason))) => Err(self.fails(&reason)),
+                Ok(Err(NoTunnel::Refused(_) | NoTunnel::Silent(_))) | Err(_) => {
+                    Err(self.fails(&reason))
+                }
+            },
+        }
+    }
+
+    /// Whether the proxy answers at all, and takes its user and password.
+    pub(super) async fn look(&self) -> Result<(), String> {
+        let late = || NoTunnel::Silent(format!("it has not answered within {:?}", self.patience));
+        let looked = timeout_at(Instant::now() + self.patience, self.greet()).await;
+        looked.unwrap_or_else(|_| Err(late())).map_err(NoTunnel::into_said)
+    }
+
+    /// Whether the proxy opens a tunnel to where this URL leads; `None` where it does not lead anywhere.
+    pub(super) async fn look_for(&self, url: &Url) -> Option<Result<(), String>> {
+        let (host, port) = (url.host()?.to_owned(), url.port_or_known_default()?);
+        let nobody = AccountId::new("");
+        let addresses = permitted(&self.resolver, &host, port, &nobody).await.ok()?;
+        let late = || NoTunnel::Silent(format!("it has not answered within {:?}", self.patience));
+        let looked = timeout_at(Instant::now() + self.patience, self.first_of(&addresses)).await;
+        let looked = looked.unwrap_or_else(|_| Err(late()));
+        Some(looked.map(|_closed| ()).map_err(NoTunnel::into_said))
+    }
+
+    /// Whose fault it is that the proxy opens no tunnel to this host.
+    async fn judge(&self, host: &Host, reason: &str, by: Instant) -> ConnectError {
+        let blame = self.health().refused(host, Instant::now());
+        match blame {
+            Blame::Endpoint => ConnectError::Tunnel(reason.to_owned()),
+            Blame::Proxy => self.fails(reason),
+            Blame::Unless(to) => match timeout_at(by, self.ask_for(to)).await {
+                Ok(Ok(_closed)) => {
+                    self.health().opened(to);
+                    ConnectError::Tunnel(reason.to_owned())
+                }
+                Ok(Err(NoTunnel::Local(error))) => error,
+                Ok(Err(_)) | Err(_) => self.fails(reason),
+            },
+        }
+    }
+
+    fn fails(&self, reason: &str) -> ConnectError {
+        let reason = said(reason);
+        self.health().failed(reason.clone(), Instant::now());
+        ConnectError::Proxy(reason)
+    }
+
+    fn health(&self) -> MutexGuard<'_, ProxyHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn first_of(&self, to: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), NoTunnel> {
+        let mut refused = NoTunnel::Refused("there is no address".to_owned());
+        for address in to.iter().take(TUNNELS_MAX) {
+            match self.ask_for(*address).await {
+                Ok(stream) => return Ok((stream, *address)),
+                Err(NoTunnel::Refused(why)) => {
+                    refused = NoTunnel::Refused(format!("{address}: {why}"));
+                }
+                Err(why @ (NoTunnel::Local(_) | NoTunnel::Proxy(_) | NoTunnel::Silent(_))) => {
+                    return Err(why);
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    async fn ask_for(&self, to: SocketAddr) -> Result<TcpStream, NoTunnel> {
+        let mut stream = self.reach().await?;
+        let asked = stream.write_all(self.proxy.connect_request(to).as_bytes()).await;
+        asked.map_err(broken)?;
+        let mut answer = Vec::with_capacity(256);
+        loop {
+            read_more(&mut stream, &mut answer).await?;
+            match tunnel_answer(&answer) {
+                TunnelAnswer::Partial => {}
+                TunnelAnswer::Open => return Ok(stream),
+                TunnelAnswer::Refused(reason) => return Err(NoTunnel::Refused(reason)),
+                TunnelAnswer::Failed(reason) => return Err(NoTunnel::Proxy(reason)),
+            }
+        }
+    }
+
+    /// Asks the proxy for something of its own: that it answers is enough.
+    async fn greet(&self) -> Result<(), NoTunnel> {
+        let mut stream = self.reach().await?;
+        let asked = stream.write_all(self.proxy.greeting_request().as_bytes()).await;
+        asked.map_err(broken)?;
+        let mut answer = Vec::with_capacity(256);
+        loop {
+            read_more(&mut stream, &mut answer).await?;
+            match greeting(&answer) {
+                Greeting::Partial => {}
+                Greeting::Answers => return Ok(()),
+                Greeting::Failed(reason) => return Err(NoTunnel::Proxy(reason)),
+            }
+        }
+    }
+
+    /// A connection to the proxy.
+    async fn reach(&self) -> Result<TcpStream, NoTunnel> {
+        let unreachable = |error: ConnectError| match error.of_system().and_then(Fault::of) {
+            Some(_) => NoTunnel::Local(error),
+            None => NoTunnel::Proxy(format!("cannot reach it: {error}")),
+        };
+        let addresses = match &self.proxy.host {
+            Host::Domain(name) => {
+                self.resolver.own(name).await.map_err(|e| unreachable(e.into()))?
+            }
+            Host::Ipv4(address) => vec![(*address).into()],
+            Host::Ipv6(address) => vec![(*address).into()],
+        };
+        let addresses: Vec<SocketAddr> = addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, self.proxy.port))
+            .collect();
+        let addresses = choose(&self.turn, addresses, ADDRESSES_MAX);
+        dial(&addresses).await.map_err(|e| unreachable(ConnectError::Dial(e)))
+    }
+}
+
+async fn read_more(stream: &mut TcpStream, answer: &mut Vec<u8>) -> Result<(), NoTunnel> {
+    let room = TUNNEL_ANSWER_MAX.saturating_sub(answer.len());
+    let mut bounded = stream.take(u64::try_from(room).unwrap_or_default());
+    match bounded.read_buf(answer).await.map_err(broken)? {
+        0 => Err(NoTunnel::Silent("it closed the connection".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+fn broken(error: io::Error) -> NoTunnel {
+    NoTunnel::Silent(format!("the connection to it broke: {error}"))
+}
+
+/// What a proxy said, as it may be shown.
+fn said(reason: &str) -> String {
+    printable(reason, DETAIL_MAX)
+}

@@ -1,0 +1,59 @@
+//! Whether `egress.proxy` answers, and opens tunnels.
+
+use url::Url;
+
+use super::Report;
+use walhook_http::transport::Transport;
+use walhook_postgres::lookup::Listed;
+
+const WHAT: &str = "egress.proxy";
+
+/// Endpoints that a tunnel is asked for, each of another host: some may be dead.
+const TRIED: usize = 3;
+
+/// Asks the proxy for nothing but an answer. Whether there is more to ask it.
+pub(super) async fn check(transport: &Transport, report: &mut Report) -> bool {
+    match transport.look_at_proxy().await {
+        None => false,
+        Some(Ok(())) => {
+            report.pass(WHAT, "answers");
+            true
+        }
+        Some(Err(reason)) => {
+            let fix = "start it, or correct egress.proxy: its address, user and password";
+            report.fail(WHAT, format!("{reason}: until it works nothing is sent"), fix);
+            false
+        }
+    }
+}
+
+/// Asks it for tunnels to some endpoints. Nothing is sent through them.
+pub(super) async fn tunnels(transport: &Transport, listed: &[Listed], report: &mut Report) {
+    let usable = listed.iter().filter(|row| row.enabled && row.invalid.is_none());
+    let (mut hosts, mut refused) = (Vec::new(), Vec::new());
+    for row in usable {
+        let Some(host) = Url::parse(&row.url).ok().and_then(|it| it.host().map(|h| h.to_owned()))
+        else {
+            continue;
+        };
+        if hosts.len() == TRIED {
+            break;
+        }
+        if hosts.contains(&host) {
+            continue;
+        }
+        hosts.push(host);
+        match transport.look_for_tunnel(&row.url).await {
+            None => {}
+            Some(Ok(())) => return report.pass(WHAT, "opens tunnels"),
+            Some(Err(reason)) => refused.push(format!("{} ({reason})", row.id)),
+        }
+    }
+    if !refused.is_empty() {
+        report.warn(
+            WHAT,
+            format!("opened no tunnel to the endpoints that were tried: {}", refused.join(", ")),
+            "have it allow CONNECT to addresses, on the ports of endpoints, or correct those endpoints",
+        );
+    }
+}

@@ -230,3 +230,52 @@ async fn deferred_discard_lets_go_what_stood_behind_in_its_order() -> Result<()>
     ensure!(running.terminate().await?.success());
     Ok(())
 }
+
+#[tokio::test]
+async fn retry_to_an_endpoint_that_hangs_holds_up_only_another_of_the_same_dead_letters()
+-> Result<()> {
+    let sections = "[delivery]\nquick_attempts = 1\nretry_for = \"0s\"\ntimeout = \"15s\"\n";
+    let mut world = World::with(sections, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    world.mock.set_behaviour("/1", down());
+    world.mock.set_behaviour("/2", down());
+    let running = world.run().await?;
+    for id in 0..3 {
+        world.subscribe(id, 1).await?;
+    }
+    world.subscribe(9, 2).await?;
+    world.until(DEAD, "4").await?;
+    world.mock.set_behaviour("/1", Behaviour { hang: true, ..Behaviour::ok() });
+    world.mock.set_behaviour("/2", Behaviour::ok());
+    let hangs =
+        world.walhook(&["dead-letters", "retry", "--endpoint", "1", "--wait", "1s"]).await?;
+    ensure!(said(&hangs).contains("is not finished"), "{}", said(&hangs));
+
+    // Commands of all kinds, of others and of the same endpoint.
+    for command in [
+        &["endpoints", "pause", "2"][..],
+        &["endpoints", "resume", "2"],
+        &["dead-letters", "retry", "--endpoint", "2"],
+        &["endpoints", "pause", "1"],
+        &["endpoints", "resume", "1"],
+    ] {
+        let done = world.walhook(&[command, &["--wait", "8s"]].concat()).await?;
+        ensure!(done.status.success(), "{command:?}: {}", said(&done));
+    }
+    let waits = world.walhook(&["dead-letters", "retry", "--all", "--wait", "4s"]).await?;
+    let before = said(&waits);
+    // The pause has ended what was not in flight.
+    let is_named =
+        before.contains("job 1 (dead-letters retry, ") && before.contains("is before it");
+    ensure!(is_named, "{before}");
+
+    // What it waited for fails; then it has its turn, and sends what was not tried since it was asked for.
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    world.until("SELECT count(*) FROM walhook.jobs WHERE finished_at IS NULL", "0").await?;
+    let last = world.walhook(&["dead-letters", "retry", "--all"]).await?;
+    ensure!(last.status.success(), "{}", said(&last));
+    world.until(DEAD, "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}

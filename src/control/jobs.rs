@@ -14,6 +14,9 @@ use walhook_state::{Ask, JobState, StateStore};
 /// How often a job is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
+/// What nothing is before takes less than this.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
 /// How far a job is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct JobView {
@@ -76,6 +79,11 @@ pub(super) trait Awaited: Sized {
     /// How far it is.
     fn progress(&self) -> Progress<'_>;
 
+    /// What the leader does first, where this has not begun.
+    async fn before(&self, _: &StateStore) -> Result<Option<JobState>, Failure> {
+        Ok(None)
+    }
+
     /// The same as it is now.
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure>;
 }
@@ -87,6 +95,13 @@ impl Awaited for JobView {
 
     fn progress(&self) -> Progress<'_> {
         Progress::Job(self)
+    }
+
+    async fn before(&self, state: &StateStore) -> Result<Option<JobState>, Failure> {
+        Ok(match self.done + self.failed {
+            0 => state.job_before(JobId(self.id)).await?,
+            _ => None,
+        })
     }
 
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
@@ -103,13 +118,29 @@ pub(super) async fn wait_for<A: Awaited>(
     wait: Duration,
     tell: Tell<'_>,
 ) -> Result<A, Failure> {
-    let deadline = Instant::now() + wait;
+    let (began, mut told) = (Instant::now(), None);
+    let deadline = began + wait;
     while !work.is_finished() && Instant::now() < deadline {
         tell(work.progress());
+        if began.elapsed() >= AT_ONCE
+            && let Some(before) = work.before(state).await?
+            && told != Some(before.id)
+        {
+            told = Some(before.id);
+            tell(Progress::Note(&is_before(&before)));
+        }
         sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
         work = work.look_again(state).await?;
     }
     tell(work.progress());
     tell(Progress::Ended);
     Ok(work)
+}
+
+/// Which job the leader carries out first.
+fn is_before(job: &JobState) -> String {
+    let JobState { id, kind, total, done, failed, .. } = job;
+    // The words of the command: `dead-letters retry`.
+    let kind = kind.replace('_', "-").replace('.', " ");
+    format!("job {id} ({kind}, {} of {total}) is before it", done + failed)
 }

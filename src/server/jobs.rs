@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::TaskError;
 use super::sessions::{JOBS, Sessions, in_turn};
@@ -19,7 +20,7 @@ use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_process::clock::unix_us;
 use walhook_state::{
     Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, DiscardedPages,
-    EndpointStop, Job, Logged, StateStore,
+    EndpointStop, Job, Logged, RETRIES_AT_ONCE, StateStore,
 };
 
 /// How often the table of jobs is looked at.
@@ -30,6 +31,9 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// Dead letters read at once: at most so many of their bodies are in memory twice.
 const PAGE: i64 = 100;
+
+/// Of jobs that send dead letters again and wait for others, so many are passed over before none is looked for.
+const PASSED_MAX: usize = 64;
 
 /// Queues that the dispatcher is told of at once.
 const QUEUES: usize = 1_000;
@@ -42,8 +46,14 @@ pub(super) struct Outlets {
 
 /// Carries jobs out.
 ///
-/// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
-/// tried after the job was made.
+/// ```text
+/// pause, resume, discard, retry of what is deferred ──► one after the other, at once
+/// retry of dead letters ──► fed beside, some at once ──► ends when the last of them has ended
+/// ```
+///
+/// What waits for endpoints takes as long as they take, so that nothing waits for it but what may concern the same dead
+/// letters. A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was tried
+/// after the job was made.
 pub(super) struct Jobs {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
@@ -60,6 +70,8 @@ impl Work for Jobs {
     const PAUSE: Duration = EVERY;
 
     async fn work(&mut self) -> Result<Infallible, TaskError> {
+        // A job may take long: on a session of its own, for as long as there are any.
+        let (mut own, mut retries) = (None, Vec::new());
         loop {
             let asked = in_turn(self.look()).await?;
             self.tell.works(Self::PART);
@@ -67,14 +79,31 @@ impl Work for Jobs {
                 self.replay.notify_one();
             }
             if asked.job {
-                // A job may take long: on a session of its own.
-                let mut store = self.sessions.own_state(JOBS).await?;
-                self.carry_out_all(&mut store).await?;
+                let store = match &mut own {
+                    Some(store) => store,
+                    None => own.insert(self.sessions.own_state(JOBS).await?),
+                };
+                self.carry_out_all(store, &mut retries).await?;
+                self.go_on(store, &mut retries, Instant::now() + EVERY).await?;
             } else {
+                retries.clear();
+            }
+            if retries.is_empty() {
+                own = None;
                 tokio::time::sleep(EVERY).await;
             }
         }
     }
+}
+
+/// A job that sends dead letters again, under way.
+#[derive(Debug)]
+struct RetryJob {
+    id: JobId,
+    kind: &'static str,
+    filter: DeadLetterFilter,
+    /// The last dead letter that the dispatcher has; none: it has all.
+    fed_to: Option<i64>,
 }
 
 impl Jobs {
@@ -86,26 +115,103 @@ impl Jobs {
         Ok(asked?)
     }
 
-    async fn carry_out_all(&self, store: &mut StateStore) -> Result<(), TaskError> {
+    /// Carries out all that can be at once, and begins what takes longer.
+    async fn carry_out_all(
+        &self,
+        store: &mut StateStore,
+        retries: &mut Vec<RetryJob>,
+    ) -> Result<(), TaskError> {
+        // Those under way, and those that wait for them.
+        let mut passed: Vec<JobId> = retries.iter().map(|retry| retry.id).collect();
+        let mut waiting: Vec<DeadLetterFilter> = Vec::new();
         loop {
             if let Some(replay) = store.cancelled_replay().await? {
                 self.discard_replay(store, replay).await?;
             }
-            let next = store.next_job().await?;
+            let more = retries.len() < RETRIES_AT_ONCE && passed.len() < PASSED_MAX;
+            let next = store.next_job_beside(&passed, more).await?;
             self.tell.works(Self::PART);
             let Some(job) = next else { return Ok(()) };
-            self.carry_out(store, &job).await?;
-            store.finish_job(job.id, None).await?;
-            tracing::info!(job = job.id.0, kind = job.ask.kind(), "carried out a job");
+            match self.carry_out(store, &job).await? {
+                None => finish(store, job.id, job.ask.kind()).await?,
+                Some(retry) => {
+                    passed.push(job.id);
+                    // One that may concern the same ones has its turn afterwards.
+                    let mut before = retries.iter().map(|other| &other.filter).chain(&waiting);
+                    match before.any(|earlier| retry.filter.may_share(earlier)) {
+                        true => waiting.push(retry.filter),
+                        false => retries.push(retry),
+                    }
+                }
+            }
         }
     }
 
-    async fn carry_out(&self, store: &mut StateStore, job: &Job) -> Result<(), TaskError> {
+    /// Feeds the dispatcher what is to be sent again, and ends what has ended, until then.
+    async fn go_on(
+        &self,
+        store: &mut StateStore,
+        retries: &mut Vec<RetryJob>,
+        until: Instant,
+    ) -> Result<(), TaskError> {
+        while !retries.is_empty() && Instant::now() < until {
+            for retry in &mut *retries {
+                self.feed(store, retry, Instant::now() + POLL).await?;
+            }
+            let mut left = Vec::new();
+            for retry in retries.drain(..) {
+                if retry.fed_to.is_some() || !is_done(store, &retry).await? {
+                    left.push(retry);
+                    continue;
+                }
+                finish(store, retry.id, retry.kind).await?;
+            }
+            *retries = left;
+            if retries.iter().all(|retry| retry.fed_to.is_none()) {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the dispatcher what it has room for, until then.
+    async fn feed(
+        &self,
+        store: &StateStore,
+        retry: &mut RetryJob,
+        until: Instant,
+    ) -> Result<(), TaskError> {
+        let to = &self.outlets.retries;
+        while let Some(after) = retry.fed_to
+            && Instant::now() < until
+        {
+            let Ok(room) = timeout_at(until, to.reserve()).await else { return Ok(()) };
+            drop(room?);
+            // Nobody else sends: so many find room.
+            let room = i64::try_from(to.capacity()).unwrap_or(PAGE).clamp(1, PAGE);
+            let page = store.dead_letters_to_retry(retry.id, &retry.filter, after, room).await?;
+            retry.fed_to = page.last().map(|last| last.id);
+            for letter in page {
+                let Some(endpoint) = letter.endpoint else { continue };
+                let dead_letter = DeadLetterId(letter.id);
+                let next = Retry { dead_letter, job: retry.id, event: letter.event, endpoint };
+                to.send(next).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries the job out, or says what of it goes on beside others.
+    async fn carry_out(
+        &self,
+        store: &mut StateStore,
+        job: &Job,
+    ) -> Result<Option<RetryJob>, TaskError> {
         let outlets = &self.outlets;
         match &job.ask {
             Ask::RetryDeadLetters(filter) => {
-                feed_job(store, job.id, filter, &outlets.retries).await?;
-                wait_until_done(store, job.id, filter).await?;
+                let (kind, filter) = (job.ask.kind(), filter.clone());
+                return Ok(Some(RetryJob { id: job.id, kind, filter, fed_to: Some(0) }));
             }
             Ask::RetryDeferred(filter) => {
                 let untimed = store.begin_hurry(job.id, filter).await?;
@@ -143,7 +249,7 @@ impl Jobs {
                 stop_or_start(store, outlets, job.id, input).await?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Removes rows that fit, and tells the dispatcher; returns how many.
@@ -206,35 +312,14 @@ async fn stop_or_start(
     Ok(())
 }
 
-async fn feed_job(
-    store: &StateStore,
-    job: JobId,
-    filter: &DeadLetterFilter,
-    retries: &mpsc::Sender<Retry>,
-) -> Result<(), TaskError> {
-    let mut after = 0;
-    loop {
-        let page = store.dead_letters_to_retry(job, filter, after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = last.id;
-        for letter in page {
-            let Some(endpoint) = letter.endpoint else { continue };
-            let dead_letter = DeadLetterId(letter.id);
-            let retry = Retry { dead_letter, job, event: letter.event, endpoint };
-            retries.send(retry).await?;
-        }
-    }
+/// Whether every dead letter of the job has ended and that is stored: none is left that the job has not tried. One that is
+/// discarded meanwhile is not left either.
+async fn is_done(store: &StateStore, retry: &RetryJob) -> Result<bool, TaskError> {
+    Ok(store.dead_letters_to_retry(retry.id, &retry.filter, 0, 1).await?.is_empty())
 }
 
-/// Waits until every dead letter of the job has ended and that is stored: none is left that the job
-/// has not tried. One that is discarded meanwhile is not left either.
-async fn wait_until_done(
-    store: &StateStore,
-    job: JobId,
-    filter: &DeadLetterFilter,
-) -> Result<(), TaskError> {
-    while !store.dead_letters_to_retry(job, filter, 0, 1).await?.is_empty() {
-        tokio::time::sleep(POLL).await;
-    }
+async fn finish(store: &mut StateStore, job: JobId, kind: &str) -> Result<(), TaskError> {
+    store.finish_job(job, None).await?;
+    tracing::info!(job = job.0, kind, "carried out a job");
     Ok(())
 }

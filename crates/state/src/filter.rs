@@ -51,6 +51,21 @@ impl<Id: Default + PartialEq> Filter<Id> {
     }
 }
 
+impl<Id: PartialEq> Filter<Id> {
+    /// Whether something may fit both. What fits one endpoint, account or replay fits no other.
+    #[must_use]
+    pub fn may_share(&self, other: &Self) -> bool {
+        fn differ<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
+            one.zip(other).is_some_and(|(one, other)| one != other)
+        }
+        let apart = differ(self.endpoint.as_ref(), other.endpoint.as_ref())
+            || differ(self.account.as_ref(), other.account.as_ref())
+            || differ(self.replay.as_ref(), other.replay.as_ref());
+        let ids = self.ids.as_ref().zip(other.ids.as_ref());
+        !apart && ids.is_none_or(|(ids, others)| ids.iter().any(|id| others.contains(id)))
+    }
+}
+
 impl DeadLetterFilter {
     /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
     pub(super) fn condition(&self) -> String {

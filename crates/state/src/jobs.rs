@@ -9,7 +9,7 @@ use super::{
     replay_discards, replays::cancelled_and_waiting, text,
 };
 use walhook_core::id::JobId;
-use walhook_postgres::op::EQ;
+use walhook_postgres::op::{EQ, LE, NE};
 
 /// A job that is not finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +71,19 @@ impl Ask {
             Self::DiscardDeferred(_) => Self::DISCARD_DEFERRED,
             Self::PauseEndpoint(_) => Self::PAUSE_ENDPOINT,
             Self::ResumeEndpoint(_) => Self::RESUME_ENDPOINT,
+        }
+    }
+
+    /// Whether it is carried out only when this earlier job is through. One that sends dead letters again takes as long as
+    /// their endpoints, and holds up only others that may send the same ones.
+    #[must_use]
+    pub fn waits_for(&self, earlier: &Self) -> bool {
+        match (self, earlier) {
+            (Self::RetryDeadLetters(filter), Self::RetryDeadLetters(other)) => {
+                filter.may_share(other)
+            }
+            (_, Self::RetryDeadLetters(_)) => false,
+            (_, _) => true,
         }
     }
 
@@ -136,17 +149,34 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn next_job(&mut self) -> Result<Option<Job>, StateError> {
+        self.next_job_beside(&[], true).await
+    }
+
+    /// As [`StateStore::next_job`], beside jobs that are under way or wait for others. `retries`: whether one that sends
+    /// dead letters again may be next.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn next_job_beside(
+        &mut self,
+        others: &[JobId],
+        retries: bool,
+    ) -> Result<Option<Job>, StateError> {
+        let others: Vec<i64> = others.iter().map(|id| id.0).collect();
+        let kinds: Vec<&str> = Ask::KINDS
+            .into_iter()
+            .filter(|kind| retries || *kind != Ask::RETRY_DEAD_LETTERS)
+            .collect();
         loop {
             let Scope { s, pipeline, .. } = &self.scope;
             let sql = format!(
                 "SELECT id, kind, args::pg_catalog.text FROM {s}.jobs
-                 WHERE {UNFINISHED} AND kind {EQ} ANY ($2) ORDER BY pipeline, id LIMIT 1"
+                 WHERE {UNFINISHED} AND kind {EQ} ANY ($2) AND id {NE} ALL ($3)
+                 ORDER BY pipeline, id LIMIT 1"
             );
-            let kinds: &[&str] = &Ask::KINDS;
-            let row = self
-                .connection
-                .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&kinds, Type::TEXT_ARRAY)])
-                .await?;
+            let params: [Param<'_>; 3] =
+                [(pipeline, Type::TEXT), (&kinds, Type::TEXT_ARRAY), (&others, Type::INT8_ARRAY)];
+            let row = self.connection.query_typed_opt(&sql, &params).await?;
             let Some(row) = row else { return Ok(None) };
             let id = JobId(row.try_get(0)?);
             match Ask::read(row.try_get(1)?, &text::read(row.try_get(2)?)) {
@@ -248,6 +278,40 @@ impl StateStore {
         row.as_ref().map(read).transpose()
     }
 
+    /// The job that is carried out before this one: the oldest that this one waits for ([`Ask::waits_for`]), or where
+    /// [`RETRIES_AT_ONCE`] are under way the oldest of them. `None` where nothing is before it.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn job_before(&self, id: JobId) -> Result<Option<JobState>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT {JOB_COLUMNS}, args::pg_catalog.text FROM {s}.jobs
+             WHERE {UNFINISHED} AND id {LE} $2 AND kind {EQ} ANY ($3)
+             ORDER BY pipeline, id LIMIT {BEFORE_MAX}"
+        );
+        let kinds: &[&str] = &Ask::KINDS;
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (&id.0, Type::INT8), (&kinds, Type::TEXT_ARRAY)];
+        let mut jobs = Vec::new();
+        for row in &self.connection.query_typed(&sql, &params).await? {
+            let (state, args) = (read(row)?, text::read(row.try_get(8)?));
+            if let Ok(ask) = Ask::read(&state.kind, &args) {
+                jobs.push((state, ask));
+            }
+        }
+        let Some((last, ask)) = jobs.pop() else { return Ok(None) };
+        if last.id != id {
+            return Ok(None);
+        }
+        let waits_for = |(_, earlier): &&(JobState, Ask)| ask.waits_for(earlier);
+        let is_retry = |ask: &Ask| matches!(ask, Ask::RetryDeadLetters(_));
+        let retries = || jobs.iter().filter(|(_, ask)| is_retry(ask));
+        let full = is_retry(&ask) && retries().count() >= RETRIES_AT_ONCE;
+        let first = jobs.iter().find(waits_for).or_else(|| retries().next().filter(|_| full));
+        Ok(first.map(|(job, _)| job.clone()))
+    }
+
     /// The jobs that are not finished, the oldest first.
     ///
     /// # Errors
@@ -260,6 +324,13 @@ impl StateStore {
         rows.iter().map(read).collect()
     }
 }
+
+/// So many jobs that send dead letters again are under way at once: they wait for endpoints, and what they have fed is in
+/// memory.
+pub const RETRIES_AT_ONCE: usize = 4;
+
+/// Of earlier jobs, so many are looked at.
+const BEFORE_MAX: usize = 1_000;
 
 /// The jobs of the pipeline `$1` that are not finished, in the order of their index: the pipeline, the id.
 /// By the pipeline as a range, as in the module `key`: else all jobs by their ids would be in order too.

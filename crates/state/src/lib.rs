@@ -69,7 +69,7 @@ pub use error::{Class, StateError};
 pub use filter::{DeadLetterFilter, DeferredFilter, Filter};
 pub use gaps::Gap;
 pub use inspect::{Overview, StoppedSince};
-pub use jobs::{Ask, Asked, EndpointStop, Job, JobState};
+pub use jobs::{Ask, Asked, EndpointStop, Job, JobState, RETRIES_AT_ONCE};
 pub use lease::Recovery;
 pub use open_transactions::OpenTransaction;
 pub use persist::StoredAttempt;

@@ -2,6 +2,7 @@
 
 mod deferred;
 mod gaps;
+mod jobs;
 mod letters;
 mod load;
 mod open_transactions;

@@ -286,6 +286,8 @@ async fn leading(
     let job = step!(done, store, create_job, Few, store.create_job(&pause)).unwrap();
     step!(done, store, asked, Few, store.asked());
     step!(done, store, next_job, Few, store.next_job());
+    step!(done, store, next_job_beside, Few, store.next_job_beside(&[job.id], false));
+    step!(done, store, job_before, Few, store.job_before(job.id));
     step!(done, store, next_replay, Few, store.next_replay());
     step!(done, store, set_replay_position, Few, store.set_replay_position(first.id, Lsn(9)));
     step!(done, store, job, Few, store.job(job.id));

@@ -279,3 +279,42 @@ async fn retry_to_an_endpoint_that_hangs_holds_up_only_another_of_the_same_dead_
     ensure!(running.terminate().await?.success());
     Ok(())
 }
+
+#[tokio::test]
+async fn what_is_discarded_for_a_paused_endpoint_is_counted_no_more_also_after_a_crash()
+-> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    let mut running = world.run().await?;
+    let paused = world.walhook(&["endpoints", "pause", "1"]).await?;
+    ensure!(paused.status.success(), "{}", said(&paused));
+    let insert = "INSERT INTO subscribers SELECT n, 1, 'a@example.com', 'active'
+                  FROM generate_series(1, 3000) n";
+    world.sql.batch_execute(insert).await?;
+    world.until(DEFERRED, "3000").await?;
+    world.settled().await?;
+    let some = "SELECT event_id FROM walhook.deliveries_pending LIMIT 1";
+    let one = world.value(some).await?;
+    let gone = world.walhook(&["deferred", "discard", &one, "--yes"]).await?;
+    ensure!(gone.status.success(), "{}", said(&gone));
+    world.until_metric("walhook_deferred", "2999").await?;
+    let gone = world.walhook(&["deferred", "discard", "--endpoint", "1", "--yes"]).await?;
+    ensure!(gone.status.success(), "{}", said(&gone));
+    running.kill_and_wait().await?;
+
+    let running = world.run().await?;
+    world.until_metric("walhook_deferred", "0").await?;
+    let status = world.walhook_json(&["status"]).await?;
+    ensure!(status["deferred"] == 0, "{status}");
+    // It is paused as before, and takes what comes.
+    world.subscribe(9_000, 1).await?;
+    world.until(DEFERRED, "1").await?;
+    world.until_metric("walhook_deferred", "1").await?;
+    ensure!(requests(&world, "/1") == 0);
+    let resumed = world.walhook(&["endpoints", "resume", "1"]).await?;
+    ensure!(resumed.status.success(), "{}", said(&resumed));
+    world.delivered(1).await?;
+    world.until(BACKLOG, "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}

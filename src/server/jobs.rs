@@ -233,7 +233,7 @@ impl Jobs {
                     store.discard_pages(job.id, filter, page.as_ref(), self.log_at_us()).await?
                 {
                     self.count_lines(logged);
-                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                    outlets.operator.send(OperatorInput::RowsRemoved(rows)).await?;
                     page = Some(next);
                 }
                 self.discard_rows(store, Some(job.id), filter).await?;
@@ -265,7 +265,7 @@ impl Jobs {
         {
             self.count_lines(logged);
             removed += rows.len();
-            self.outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+            self.outlets.operator.send(OperatorInput::RowsRemoved(rows)).await?;
             at = next;
         }
         Ok(removed)

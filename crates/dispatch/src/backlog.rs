@@ -329,7 +329,7 @@ impl Backlog {
         }
     }
 
-    /// An operator made this row due in the table, or removed it: it is looked at anew, whatever was known
+    /// An operator made this row due in the table, or removed it ([`Backlog::removed_by_others`]): it is looked at anew, whatever was known
     /// of it. A row that the walk has not come to yet waits for that, as before.
     pub fn look_again(&mut self, key: &RowKey, now: Tick) {
         let Some(head) = self.heads.get_mut(key) else {
@@ -344,6 +344,20 @@ impl Backlog {
             reading.changed.insert(key.clone());
         }
         self.lower_ceiling(key);
+    }
+
+    /// Somebody else has removed this row from the table, by a transaction that has committed. What is in memory of it,
+    /// or is being stored, counts until it ends.
+    pub fn removed_by_others(&mut self, key: &RowKey) {
+        if self.needs_row(key) || self.storing.contains(key) {
+            return;
+        }
+        self.rows = self.rows.saturating_sub(1);
+        self.in_table = self.in_table.saturating_sub(1);
+        if let Some(head) = self.heads.remove(key) {
+            self.waiting.remove(&(head.due, key.clone()));
+            self.full = false;
+        }
     }
 
     /// The removal of a row is in the batch that was handed out.

@@ -4,7 +4,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::page::in_pages;
-use super::persist::{StoredAttempt, with_unused};
+use super::persist::{StoredAttempt, backlog, with_unused};
 use super::replays::{Late, with_late};
 use super::{
     DeferredFilter, Logged, Param, Scope, StateError, StateStore, discard_log, fence, fence_alone,
@@ -37,6 +37,16 @@ pub struct Changed {
     pub logged: Logged,
     /// Where to go on.
     pub next: DeferredCursor,
+}
+
+/// What is to be done with rows.
+struct Change<'a> {
+    /// Those of which this holds, beside the filter.
+    condition: &'a str,
+    /// What makes `gone` of the `place`s that are `chosen`.
+    change: &'a str,
+    /// Whether they are removed.
+    removes: bool,
 }
 
 /// What is selected from, as `d`: the rows in the order of a list, or those of the events `$2` alone where
@@ -133,7 +143,7 @@ impl StateStore {
     /// counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None` when none
     /// was left. What stands in pages is discarded before, by [`StateStore::discard_pages`].
     ///
-    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive. What belongs to a
+    /// The table `backlog` counts them no more. The dispatcher must be told which rows are gone. One that is in flight may still arrive. What belongs to a
     /// replay whose range is being read stays named, for [`StateStore::replayed_before`]. The delivery log gets a
     /// line for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
@@ -157,7 +167,8 @@ impl StateStore {
             replay_discards::with_rows_named(s),
             with_unused(s, "deferred")
         );
-        self.change_deferred(job, filter, after, ("true", &change), log_at_us).await
+        let change = Change { condition: "true", change: &change, removes: true };
+        self.change_deferred(job, filter, after, change, log_at_us).await
     }
 
     /// Counts, as the job's and as the leader, what a job asks for that has no time and waits for its turn alone;
@@ -221,18 +232,18 @@ impl StateStore {
                       RETURNING {})",
             place_columns()
         );
-        let change = ("d.next_attempt_at IS NOT NULL", &*change);
+        let condition = "d.next_attempt_at IS NOT NULL";
+        let change = Change { condition, change: &change, removes: false };
         self.change_deferred(Some(job), filter, after, change, None).await
     }
 
-    /// Carries out `change`, which makes `gone` of the `place`s that are `chosen`, by a condition beside the filter; and
-    /// logs at `log_at_us`, where it is given, that they are discarded.
+    /// Carries out a change, and logs at `log_at_us`, where it is given, that they are discarded.
     async fn change_deferred(
         &mut self,
         job: Option<JobId>,
         filter: &DeferredFilter,
         after: &DeferredCursor,
-        (condition, change): (&str, &str),
+        Change { condition, change, removes }: Change<'_>,
         log_at_us: Option<i64>,
     ) -> Result<Option<Changed>, StateError> {
         let epoch = self.led_epoch()?;
@@ -266,6 +277,10 @@ impl StateStore {
         fence_alone(&tx, &self.scope, epoch).await?;
         let gone = tx.query_typed(&sql, &params).await?;
         let logged = discard_log::log(&tx, &self.scope, &gone, log_at_us).await?;
+        let rows = gone.iter().map(read_place).collect::<Result<Vec<_>, _>>()?;
+        if removes {
+            backlog::subtract(&tx, &self.scope, rows.iter().map(|(queue, _)| queue)).await?;
+        }
         tx.commit().await?;
         let Some(last) = gone.last() else { return Ok(None) };
         let next = DeferredCursor {
@@ -273,7 +288,6 @@ impl StateStore {
             endpoint: text::get(last, "endpoint")?,
             replay: last.try_get("replay_id")?,
         };
-        let rows = gone.iter().map(read_place).collect::<Result<_, _>>()?;
         Ok(Some(Changed { rows, next, logged }))
     }
 

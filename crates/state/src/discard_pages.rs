@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::deferred::{NAMED, place_columns as delivery_columns, read_place};
 use super::page::in_pages_with_commits;
+use super::persist::backlog;
 use super::persist::pages::{mark, place_columns};
 use super::place::{self, Places};
 use super::{
@@ -46,7 +47,7 @@ impl StateStore {
     /// and counts them as the job's. `None` when no page was left. What becomes a row meanwhile is left to
     /// [`StateStore::discard_deferred`], so that is to be called afterwards.
     ///
-    /// The dispatcher must be told which are gone. One that is in flight may still arrive. The delivery log gets a line
+    /// The table `backlog` counts them no more. The dispatcher must be told which are gone. One that is in flight may still arrive. The delivery log gets a line
     /// for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
     /// # Errors
@@ -91,6 +92,7 @@ impl StateStore {
         let chosen = tx.query_typed(&sql, &params).await?;
         let ids = chosen.iter().map(read_id).collect::<Result<Vec<RowId>, _>>()?;
         mark(&tx, &self.scope, &ids).await?;
+        backlog::subtract(&tx, &self.scope, ids.iter().map(|id| &id.queue)).await?;
         let logged = discard_log::log(&tx, &self.scope, &chosen, log_at_us).await?;
         let done = i64::try_from(ids.len()).unwrap_or(i64::MAX);
         let count = format!(

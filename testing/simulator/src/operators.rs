@@ -208,7 +208,7 @@ impl Run {
                 self.discard(row);
             }
         }
-        self.tell_of_rows(leader, changed);
+        self.tell_of_rows(leader, changed, fault != Fault::Hurry);
     }
 
     fn discard(&mut self, row: &RowId) {
@@ -221,10 +221,14 @@ impl Run {
         }
     }
 
-    fn tell_of_rows(&mut self, leader: usize, rows: Vec<RowId>) {
+    fn tell_of_rows(&mut self, leader: usize, rows: Vec<RowId>, removed: bool) {
         let rows: Vec<(QueueId, RowKey)> =
             rows.into_iter().map(|row| (row.queue, row.key)).collect();
-        self.hand(leader, Input::Command(Box::new(OperatorInput::RowsChanged(rows))));
+        let told = match removed {
+            true => OperatorInput::RowsRemoved(rows),
+            false => OperatorInput::RowsChanged(rows),
+        };
+        self.hand(leader, Input::Command(Box::new(told)));
     }
 
     /// The leader hears of the jobs that it does not know.

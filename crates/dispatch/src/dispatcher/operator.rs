@@ -51,8 +51,10 @@ pub enum OperatorInput {
         /// Which.
         endpoint: EndpointId,
     },
-    /// These rows of the table `deferred` were made due, or removed.
+    /// These rows of the table `deferred` were made due.
     RowsChanged(Vec<(QueueId, RowKey)>),
+    /// These rows were removed, and are not counted in the table `backlog` any more.
+    RowsRemoved(Vec<(QueueId, RowKey)>),
     /// Rows of these queues are to be tried as soon as may be, and had no time that they waited for.
     Hurry(Vec<QueueId>),
 }
@@ -66,7 +68,11 @@ impl Dispatcher {
             }
             OperatorInput::Resume { job, endpoint } => (job, self.resume(endpoint, now)),
             OperatorInput::RowsChanged(rows) => {
-                self.look_again(rows, now);
+                self.look_again(rows, false, now);
+                return true;
+            }
+            OperatorInput::RowsRemoved(rows) => {
+                self.look_again(rows, true, now);
                 return true;
             }
             OperatorInput::Hurry(queues) => {
@@ -151,9 +157,9 @@ impl Dispatcher {
         self.routing.router.owner(endpoint).or_else(of_queue).cloned()
     }
 
-    /// Rows of the table were made due or removed. Those that wait in memory for their turn are read anew,
+    /// Rows of the table were made due, or `removed`. Those that wait in memory for their turn are read anew,
     /// and endpoints whose breaker is open are tried at once.
-    fn look_again(&mut self, rows: Vec<(QueueId, RowKey)>, now: Tick) {
+    fn look_again(&mut self, rows: Vec<(QueueId, RowKey)>, removed: bool, now: Tick) {
         let mut by_queue: BTreeMap<QueueId, BTreeSet<RowKey>> = BTreeMap::new();
         for (queue, key) in rows {
             by_queue.entry(queue).or_default().insert(key);
@@ -166,6 +172,11 @@ impl Dispatcher {
                 deferred.backlog_mut().look_again(key, now);
             }
             self.unload(queue, &keys, now);
+            if removed {
+                let deferred = self.queues.with_row(queue);
+                keys.iter().for_each(|key| deferred.backlog_mut().removed_by_others(key));
+                self.outdate(queue);
+            }
             self.look_after(queue, now);
             self.bring_forward(queue, now);
         }

@@ -169,7 +169,8 @@ fn inputs() -> Vec<Input> {
             job: JobId(2),
             endpoint: endpoint.clone(),
         })),
-        Input::Command(Box::new(OperatorInput::RowsChanged(vec![(queue(), key)]))),
+        Input::Command(Box::new(OperatorInput::RowsChanged(vec![(queue(), key.clone())]))),
+        Input::Command(Box::new(OperatorInput::RowsRemoved(vec![(queue(), key)]))),
         Input::Command(Box::new(OperatorInput::Hurry(vec![queue()]))),
         Input::Retry(Box::new(Retry {
             dead_letter: DeadLetterId(1),

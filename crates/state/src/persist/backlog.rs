@@ -1,11 +1,45 @@
 //! The table `backlog`.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
+use super::super::key;
 use super::{Param, Scope, StateError, Transaction, bodies, queues, system_time};
-use walhook_core::persist::{BacklogRow, Blocked};
+use walhook_core::persist::{BacklogRow, Blocked, QueueId};
+use walhook_postgres::op::{EQ, MINUS};
+
+/// Subtracts what an operator has removed, by the queue of each, in the transaction that removes it: a leader that ends
+/// before it hears of it leaves no count that is too high. One that lives sets the same numbers.
+pub(in super::super) async fn subtract<'a>(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    removed: impl Iterator<Item = &'a QueueId>,
+) -> Result<(), StateError> {
+    let mut counts: BTreeMap<&QueueId, i64> = BTreeMap::new();
+    for queue in removed {
+        *counts.entry(queue).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let (endpoints, accounts) = queues::columns(counts.keys().copied());
+    let counts: Vec<i64> = counts.values().copied().collect();
+    let sql = format!(
+        "UPDATE {s}.backlog b SET deferred = greatest(b.deferred {MINUS} r.n, 0::bigint)
+         FROM unnest($2, $3, $4) AS r(endpoint, account, n) WHERE b.ctid {EQ} {}",
+        key::row(s, "backlog", "ctid", "endpoint, account", "r.endpoint, r.account")
+    );
+    let params: [Param<'_>; 4] = [
+        (pipeline, Type::TEXT),
+        (&endpoints, Type::TEXT_ARRAY),
+        (&accounts, Type::TEXT_ARRAY),
+        (&counts, Type::INT8_ARRAY),
+    ];
+    tx.execute_typed(&sql, &params).await?;
+    Ok(())
+}
 
 /// Inserts or replaces rows.
 pub(super) async fn store(

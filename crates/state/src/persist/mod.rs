@@ -38,7 +38,7 @@
 //! - a row that the server refuses for its data ([`isolate`]) is refused again, and what stands in its
 //!   place is there already.
 
-mod backlog;
+pub(super) mod backlog;
 pub(super) mod bodies;
 pub(super) mod dead_letters;
 mod deferred;

@@ -458,3 +458,45 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 0, dropped: 3 }));
     assert_eq!(fixture.count("deferred").await, 0);
 }
+
+#[tokio::test]
+async fn discarded_rows_are_counted_no_more_by_the_transaction_that_removes_them() {
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    let backlog = |endpoint: &str, rows| BacklogRow {
+        queue: queue(endpoint),
+        blocked: Blocked::All,
+        rows,
+        failing_since_us: None,
+        stopped_us: 0,
+        open_until_us: None,
+    };
+    let (one, two) = (event(0x210, "1"), event(0x220, "1"));
+    let rows = [defer(&one, "7"), defer(&two, "7"), defer(&one, "8")];
+    // Of one queue more is counted than there is: no other leader makes the number negative.
+    let counted = vec![backlog("7", 2), backlog("8", 0), backlog("9", 5)];
+    let batch = PersistBatch { backlog: counted, ..deferring(rows) };
+    store.persist(&batch).await.unwrap();
+    let holds = async |store: &StateStore| -> Vec<String> {
+        let held = store.holders().await.unwrap();
+        held.into_iter().map(|holder| holder.queue.endpoint.to_string()).collect()
+    };
+    assert_eq!(holds(&store).await, ["7"], "of 9 there is a count, and no row");
+    let filter =
+        DeferredFilter { ids: Some(vec![two.id.to_string()]), ..DeferredFilter::default() };
+    let begin = DeferredCursor::default();
+    let gone = store.discard_deferred(None, &filter, &begin, None).await.unwrap().unwrap();
+    assert_eq!(gone.rows.len(), 1);
+    // The leader is lost before it hears of it.
+    let counts = async |store: &mut StateStore, holder: &str| -> Vec<(String, u64)> {
+        let start = store.take_lease(holder).await.unwrap().start;
+        let rows = start.backlog.into_iter();
+        rows.map(|row| (row.queue.endpoint.to_string(), row.rows)).collect()
+    };
+    let expected = |rows: [(&str, u64); 3]| rows.map(|(name, n)| (name.to_owned(), n)).to_vec();
+    assert_eq!(counts(&mut store, "two").await, expected([("7", 1), ("8", 0), ("9", 5)]));
+    let any = DeferredFilter::default();
+    store.discard_deferred(None, &any, &begin, None).await.unwrap();
+    assert_eq!(counts(&mut store, "three").await, expected([("7", 0), ("8", 0), ("9", 5)]));
+    assert_eq!(holds(&store).await, [""; 0]);
+}

@@ -190,6 +190,6 @@ impl Run {
         for row in &gone {
             self.discard(row);
         }
-        self.tell_of_rows(leader, gone);
+        self.tell_of_rows(leader, gone, true);
     }
 }

@@ -113,7 +113,7 @@ fn discard(life: &mut Life, world: &mut World, replay: ReplayId, now: Tick) {
     world.deferred.retain(|_, rows| !rows.is_empty());
     world.discarded.extend(gone.iter().cloned());
     world.late.entry(replay).or_default().dropped += i64::try_from(gone.len()).unwrap();
-    life.dispatcher.handle_operator(OperatorInput::RowsChanged(gone), now);
+    life.dispatcher.handle_operator(OperatorInput::RowsRemoved(gone), now);
 }
 
 fn waiting(world: &World, replay: ReplayId) -> i64 {

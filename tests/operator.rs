@@ -318,3 +318,38 @@ async fn what_is_discarded_for_a_paused_endpoint_is_counted_no_more_also_after_a
     ensure!(running.terminate().await?.success());
     Ok(())
 }
+
+#[tokio::test]
+async fn endpoint_that_is_gone_with_deferred_deliveries_is_told_with_the_replay_that_sends_them()
+-> Result<()> {
+    let sections = "[delivery]\nquick_attempts = 1\nretry_base = \"1s\"\nretry_cap = \"2s\"\n";
+    let mut world = World::with(sections, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.mock.set_behaviour("/1", down());
+    let running = world.run().await?;
+    for id in 0..20 {
+        world.subscribe(id, 1).await?;
+    }
+    world.until(DEFERRED, "20").await?;
+    world.sql.batch_execute("DELETE FROM webhooks").await?;
+    running.until_logged("the account has this endpoint no more").await?;
+    world.until(DEFERRED, "0").await?;
+    let log = running.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("endpoint no more")).collect();
+    let [line] = lines[..] else { anyhow::bail!("{lines:?}") };
+    ensure!(line.contains("WARN") && line.contains("20 deferred deliveries"), "{line}");
+    world.until_metric("walhook_endpoint_changes_total{change=\"removed\"}", "1").await?;
+    let listed = world.walhook(&["events", "list", "--outcome", "dropped"]).await?;
+    ensure!(said(&listed).lines().filter(|line| line.contains("dropped")).count() >= 20);
+
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    world.hook(1, 1, "").await?;
+    let (_, command) = line.split_once("`walhook ").context("no command")?;
+    let (command, _) = command.split_once('`').context("no end")?;
+    let words: Vec<&str> = command.split(' ').collect();
+    let sent = world.walhook(&[&words[..], &["--wait"]].concat()).await?;
+    ensure!(sent.status.success(), "{}", said(&sent));
+    world.delivered(20).await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}

@@ -72,6 +72,10 @@ fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointCh
         EndpointChange::Recovered => {
             tracing::info!(%endpoint, account, "the endpoint is well again: {detail}");
         }
+        EndpointChange::Removed => tracing::warn!(
+            %endpoint, account,
+            "the account has this endpoint no more: {detail}"
+        ),
         EndpointChange::Unsuspended => tracing::warn!(
             %endpoint, account, reason = %detail,
             "the endpoint is no longer suspended; `walhook gaps list` shows the replay that sends what it missed"

@@ -28,11 +28,13 @@ pub enum EndpointChange {
     Failing,
     /// It has taken one since.
     Recovered,
+    /// Its account has it no more: what is deferred for it is dropped.
+    Removed,
 }
 
 impl EndpointChange {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Disabled,
         Self::Enabled,
         Self::BreakerOpened,
@@ -43,6 +45,7 @@ impl EndpointChange {
         Self::Resumed,
         Self::Failing,
         Self::Recovered,
+        Self::Removed,
     ];
 
     /// The word in the metrics.
@@ -58,6 +61,7 @@ impl EndpointChange {
             Self::Unsuspended => "unsuspended",
             Self::Failing => "failing",
             Self::Recovered => "recovered",
+            Self::Removed => "removed",
             Self::Resumed => "resumed",
         }
     }
@@ -70,12 +74,13 @@ impl EndpointChange {
             Self::Enabled | Self::BreakerClosed | Self::Unsuspended => {
                 Some(NoticeKind::EndpointRecovered)
             }
-            // Whoever pauses and resumes knows, and single failures are nobody's business.
+            // Whoever pauses and resumes knows, customers remove endpoints, and single failures are nobody's business.
             Self::BreakerOpened
             | Self::Paused
             | Self::Resumed
             | Self::Failing
-            | Self::Recovered => None,
+            | Self::Recovered
+            | Self::Removed => None,
         }
     }
 }

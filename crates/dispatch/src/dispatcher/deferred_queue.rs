@@ -23,9 +23,19 @@ use super::queues::QueueNo;
 use super::spans::{self, Spans};
 use super::suspensions::Suspension;
 use walhook_core::event::RowKeys;
+use walhook_core::lsn::Lsn;
 use walhook_core::persist::{BacklogRow, Blocked, DeferReason, QueueId};
 use walhook_core::tick::{Tick, micros};
 use walhook_core::waits::Cause;
+
+/// What was dropped of a queue's rows.
+#[derive(Debug)]
+pub(super) struct Dropped {
+    pub(super) deliveries: u64,
+    /// The first and the last of their commits.
+    pub(super) first: Lsn,
+    pub(super) last: Lsn,
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -37,6 +47,8 @@ pub(super) struct DeferredQueue {
     timer: Option<Tick>,
     /// What the table `backlog` says of it is outdated.
     is_stale: bool,
+    /// What was dropped since its endpoint was found removed.
+    dropped: Option<Box<Dropped>>,
     failing_since_us: Option<i64>,
     /// For how long it was stopped before it was last started.
     stopped_before_us: i64,
@@ -62,6 +74,7 @@ impl DeferredQueue {
             in_line: false,
             timer: None,
             is_stale: false,
+            dropped: None,
             failing_since_us: None,
             stopped_before_us: 0,
             breaker: None,
@@ -152,6 +165,21 @@ impl DeferredQueue {
     /// It stands in the line no more.
     pub(super) fn leave_line(&mut self) {
         self.in_line = false;
+    }
+
+    /// A row of this commit was dropped.
+    pub(super) fn note_dropped(&mut self, commit: Lsn) {
+        let so_far = self.dropped.get_or_insert_with(|| {
+            Box::new(Dropped { deliveries: 0, first: commit, last: commit })
+        });
+        so_far.deliveries += 1;
+        (so_far.first, so_far.last) = (so_far.first.min(commit), so_far.last.max(commit));
+    }
+
+    /// What was dropped since this was asked, where nothing is left to be dropped: no row, or the endpoint `is_back`.
+    pub(super) fn take_dropped(&mut self, is_back: bool) -> Option<Box<Dropped>> {
+        let is_over = is_back || self.rows() == 0;
+        self.dropped.take_if(|_| is_over)
     }
 
     /// What the table says is outdated. Whether it was not before.

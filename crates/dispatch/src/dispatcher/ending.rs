@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::super::lane::{DELIVERY_BYTES, Origin, SharedEvent};
 use super::super::tracker::TxnSeq;
-use super::Dispatcher;
+use super::deferred_queue::Dropped;
 use super::outbox::{Body, Dying, RowChange};
 use super::queues::QueueNo;
+use super::{Dispatcher, EndpointChange};
 use walhook_core::attempt::DeliveryId;
+use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DeadLetter, DeadReason, QueueId, Retried, RowId};
 use walhook_core::tick::Tick;
 
@@ -114,6 +116,7 @@ impl Dispatcher {
                 let id = self.queues.id(queue).clone();
                 let row = RowId { key: pending.row_key(), event: event.id, queue: id };
                 self.queues.with_row(queue).backlog_mut().resolve(&row.key);
+                self.tell_dropped(queue, event.position.commit_lsn(), ended);
                 self.outdate(queue);
                 let change = match ended {
                     Ended::Delivered => RowChange::Remove,
@@ -127,6 +130,23 @@ impl Dispatcher {
             Origin::Replay(replay) => self.end_replay(replay, None),
         }
         self.free(pending.held, pending.counted);
+    }
+
+    /// What was dropped of the queue's rows is told once, with the last of them, or when the endpoint is back.
+    fn tell_dropped(&mut self, queue: QueueNo, commit: Lsn, ended: Ended) {
+        let deferred = self.queues.with_row(queue);
+        if ended == Ended::Dropped {
+            deferred.note_dropped(commit);
+        }
+        let Some(dropped) = deferred.take_dropped(ended == Ended::Delivered) else { return };
+        let Dropped { deliveries, first, last } = *dropped;
+        let QueueId { account, endpoint } = self.queues.id(queue).clone();
+        let detail = format!(
+            "dropped {deliveries} deferred deliveries: once it is back, `walhook replay start --from {first} --to {} \
+             --endpoint {endpoint} --account {account}` sends them again",
+            Lsn(last.0.saturating_add(1))
+        );
+        self.tell_of(&QueueId { account, endpoint }, EndpointChange::Removed, detail);
     }
 
     /// What died is stored: its transaction no longer waits, and what waited for its keys goes on.

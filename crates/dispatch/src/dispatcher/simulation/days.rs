@@ -138,7 +138,8 @@ impl Diary {
             | EndpointChange::Suspended
             | EndpointChange::Unsuspended
             | EndpointChange::Failing
-            | EndpointChange::Recovered => {}
+            | EndpointChange::Recovered
+            | EndpointChange::Removed => {}
         }
     }
 

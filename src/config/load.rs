@@ -26,6 +26,9 @@ use walhook_postgres::pg::DatabaseUrl;
 /// Where systemd names the directories of `CacheDirectory=`, with colons in between.
 const CACHE_DIRECTORY: &str = "CACHE_DIRECTORY";
 
+/// What the parser says of a key or a table that is there twice; its place is the later one's name.
+const DUPLICATE: &str = "duplicate key";
+
 /// What every environment variable that sets a key begins with.
 pub(super) const PREFIX: &str = "WALHOOK_";
 
@@ -235,7 +238,12 @@ impl Origins<'_> {
 
     /// An error of the parser or of serde.
     fn error(&self, error: &toml::de::Error) -> ConfigError {
-        let message = error.message().replace('\n', "; ");
+        let mut message = error.message().replace('\n', "; ");
+        if message == DUPLICATE
+            && let Some(name) = error.span().and_then(|span| self.text.get(span))
+        {
+            message = format!("{message} {name}; keep one of them");
+        }
         let Some(span) = error.span() else {
             return ConfigError::Invalid {
                 place: Place::File(self.path.to_owned()),

@@ -41,11 +41,14 @@ fn after_user<'a>(text: &'a str, out: &mut String) -> &'a str {
     text.get(user_info.len()..).unwrap_or_default()
 }
 
-/// Leaves out a secret, and returns what follows it.
+/// Leaves out a secret, where there is one, and returns what follows it.
 fn after_secret<'a>(text: &'a str, out: &mut String) -> &'a str {
-    out.push_str("***");
     let part = |c: char| c.is_whitespace() || "&\"'<>,;)]}".contains(c);
-    text.get(text.find(part).unwrap_or(text.len())..).unwrap_or_default()
+    let (secret, rest) = text.split_at(text.find(part).unwrap_or(text.len()));
+    if !secret.is_empty() {
+        out.push_str("***");
+    }
+    rest
 }
 
 #[cfg(test)]
@@ -63,6 +66,10 @@ mod tests {
             ("http://h/?next=a:b", "http://h/?next=a:b"),
             ("postgres://u@h/d?password=hush&x=1", "postgres://u@h/d?password=***&x=1"),
             ("secret \"whsec_aHVzaA==\"", "secret \"whsec_***\""),
+            (
+                "write whsec_ and base64; it begins with whsec_",
+                "write whsec_ and base64; it begins with whsec_",
+            ),
             (
                 "postgres://a:hush@h/d postgres://b:hush@h/d",
                 "postgres://a:***@h/d postgres://b:***@h/d",

@@ -177,7 +177,8 @@ fn error_names_place_key_and_fix() {
             "[[events]]\ntabel = 1",
             "w.toml:6:1: there is no key events[0].tabel; did you mean table?",
         ),
-        ("[source]", "w.toml:5:2: duplicate key"),
+        ("[source]", "w.toml:5:2: duplicate key source; keep one of them"),
+        ("[log]\nlevel = \"info\"\nlevel = \"warn\"", "w.toml:7:1: duplicate key level; keep one"),
         ("[log]\nlevel = \"loud\"", "w.toml:6:9: log.level: "),
     ] {
         let error = with(more, &[]).unwrap_err();

@@ -1,0 +1,100 @@
+//! What is being sent against a list of requests and a list of timers.
+
+use std::collections::BTreeSet;
+
+use super::super::queues::Queues;
+use super::*;
+use proptest::prelude::*;
+use walhook_core::event::{AccountId, EndpointId};
+
+#[derive(Debug, Clone)]
+enum Action {
+    Send(bool),
+    End(usize),
+    Doubt(usize, bool),
+    Pass(u64),
+    Wake(u64),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        5 => any::<bool>().prop_map(Action::Send),
+        3 => any::<usize>().prop_map(Action::End),
+        2 => any::<(usize, bool)>().prop_map(|(n, doubtful)| Action::Doubt(n, doubtful)),
+        3 => (0u64..900_000).prop_map(Action::Pass),
+        1 => (0u64..2_000_000).prop_map(Action::Wake),
+    ]
+}
+
+proptest! {
+    /// The model: a list of requests with their starts, and a list of timers.
+    #[test]
+    fn sending_gives_each_slot_back_once_and_gives_up_only_what_is_old(
+        actions in proptest::collection::vec(action(), 1..200),
+    ) {
+        let (fast, slow) = (4, 2);
+        let mut sending = Sending::new(fast, slow + 1, 1 << 20);
+        let lane = sending.add_lane(1.0);
+        let mut queues = Queues::new(1);
+        let queue = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));
+        let mut requests: Vec<(DeliveryId, Tick, Pool)> = Vec::new();
+        let mut timers: Vec<Tick> = Vec::new();
+        let mut given_up: Vec<DeliveryId> = Vec::new();
+        let mut doubts: BTreeSet<DeliveryId> = BTreeSet::new();
+        let (mut now, mut next) = (Tick(0), 0);
+        for action in actions {
+            match action {
+                Action::Send(is_fast) => {
+                    let pool = if is_fast { Pool::Fast } else { Pool::Slow };
+                    let total = if is_fast { fast } else { slow };
+                    if sending.in_pool(pool) < total {
+                        next += 1;
+                        let id = DeliveryId(next);
+                        sending.start((lane, pool), queue, (id, 0), (Duration::ZERO, None), now);
+                        requests.push((id, now, pool));
+                    }
+                }
+                Action::End(n) if !requests.is_empty() => {
+                    let (id, started, _) = requests.remove(n % requests.len());
+                    let ended = sending.end(id, now);
+                    let held_for = now.since(started);
+                    let (outdated, doubtful) = (false, doubts.remove(&id));
+                    let expected = Ended { queue, started, held_for, outdated, doubtful };
+                    prop_assert_eq!(ended, Some(expected));
+                    prop_assert_eq!(sending.end(id, now), None, "it ends once");
+                }
+                Action::Wake(after) => {
+                    let due = now + Duration::from_micros(after);
+                    timers.push(due);
+                    sending.wake_at(due, Wake::RateLimit(queue));
+                }
+                Action::Doubt(n, doubtful) if !requests.is_empty() => {
+                    let (id, ..) = requests[n % requests.len()];
+                    let changes = if doubtful { doubts.insert(id) } else { doubts.remove(&id) };
+                    prop_assert_eq!(sending.doubt(id, doubtful), changes.then_some(queue));
+                }
+                Action::Pass(us) => now = now + Duration::from_micros(us),
+                Action::End(_) | Action::Doubt(..) => {}
+            }
+            sending.move_old(now);
+            while let Some(id) = sending.take_abort() {
+                let (_, started, pool) = requests.iter().find(|(other, ..)| *other == id).unwrap();
+                prop_assert!(now.since(*started) >= FAST_HOLD && *pool == Pool::Fast);
+                prop_assert!(!given_up.contains(&id), "given up twice");
+                prop_assert!(!doubts.contains(&id), "given up, and nothing is heard of it");
+                given_up.push(id);
+            }
+            let due = timers.iter().filter(|due| **due <= now).count();
+            let woken = std::iter::from_fn(|| sending.take_due(now)).count();
+            prop_assert_eq!(woken, due);
+            timers.retain(|due| *due > now);
+            prop_assert_eq!(sending.len(), requests.len());
+            let slots = sending.in_pool(Pool::Fast) + sending.in_pool(Pool::Slow);
+            prop_assert_eq!(slots as usize, requests.len(), "a slot for each request");
+            prop_assert!(sending.in_pool(Pool::Fast) <= fast && sending.in_pool(Pool::Slow) <= slow);
+            if let (Some(first), Some(deadline)) = (timers.iter().min(), sending.deadline()) {
+                prop_assert!(deadline <= *first);
+            }
+        }
+    }
+}

@@ -172,8 +172,8 @@ impl Dispatcher {
                 deferred.backlog_mut().look_again(key, now);
             }
             self.unload(queue, &keys, now);
-            if removed {
-                let deferred = self.queues.with_row(queue);
+            // With what has left memory, nothing may be known any more.
+            if let Some(deferred) = self.queues.deferred_mut(queue).filter(|_| removed) {
                 keys.iter().for_each(|key| deferred.backlog_mut().removed_by_others(key));
                 self.outdate(queue);
             }

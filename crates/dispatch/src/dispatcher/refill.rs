@@ -1,7 +1,8 @@
 //! How deferred rows come back: page by page, a page at a time for each queue, accounts in turn.
 //!
 //! A queue wants a page while few of its rows are in memory and there are rows that may go; it is read while
-//! there is room that others do not need more (see [`super::relief`]). Rows
+//! there is room that others do not need more (see [`super::relief`]), unless its account waits for room to send what
+//! it has (see [`super::rooms`]). Rows
 //! arrive in the lane's queue like any other delivery, and the scheduler decides from there.
 //!
 //! Rows can be ahead of the stream: an earlier leader deferred them before it had settled what comes
@@ -44,6 +45,7 @@ impl Dispatcher {
             let queue = queue.id().clone();
             if self.routing.waiting.has(&queue.account)
                 || self.routing.shelves.holds_back(&queue.account)
+                || self.queues.waits_for_room(&queue.account)
                 || !self.may_read_back(&queue.account)
             {
                 self.deferral.line.put_back(account, no);

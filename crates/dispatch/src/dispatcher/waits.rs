@@ -95,9 +95,13 @@ impl Dispatcher {
         }
     }
 
-    /// Whether the stream stands still for want of memory, from now on.
+    /// Whether the stream stands still for want of memory, from now on. Then nothing comes that would have room made,
+    /// although what was in flight may give way by now.
     pub(super) fn note_full(&mut self, now: Tick) {
         let is_full = !self.memory.takes_more(self.committed_bytes());
+        if is_full {
+            self.relieve(now);
+        }
         self.full.set(is_full.then_some(Cause::Memory), spans::at(now));
     }
 }

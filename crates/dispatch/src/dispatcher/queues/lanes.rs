@@ -222,6 +222,11 @@ impl Queues {
         self.count_lane(id, now);
     }
 
+    /// Whether the account waits for room in one of the pools: what it has in memory is not sent, and more would not be.
+    pub(in super::super) fn waits_for_room(&self, account: &AccountId) -> bool {
+        self.lane_of(account).is_some_and(|lane| lane.rooms.contains(&Room::Waits))
+    }
+
     /// There is room for what the lane waits for.
     pub(in super::super) fn note_called(&mut self, id: LaneId, pool: Pool, now: Tick) {
         self.lane_mut(id).set_room(pool, Room::Called);

@@ -251,6 +251,13 @@ pub fn rfc3339(unix_us: i64) -> String {
         .map_or_else(|_| beyond(unix_us), |time| format!("{time:.6}"))
 }
 
+/// As [`rfc3339`], of whole seconds after 1970 and without a fraction, such as `2026-11-23T17:46:00Z`.
+#[must_use]
+pub fn rfc3339_of_seconds(unix_s: u64) -> String {
+    let seconds = i64::try_from(unix_s).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| beyond(seconds), |time| time.to_string())
+}
+
 fn beyond(unix_us: i64) -> String {
     match unix_us < 0 {
         true => format!("before {:.6}", jiff::Timestamp::MIN),

@@ -1,6 +1,7 @@
 //! Against a real PostgreSQL.
 
 mod deferred;
+mod discards;
 mod gaps;
 mod jobs;
 mod letters;

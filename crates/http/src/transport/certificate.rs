@@ -1,10 +1,9 @@
 //! What is wrong with a receiver's certificate, and what helps.
 
 use std::error::Error;
-use std::fmt;
 
 use rustls::CertificateError;
-use rustls::pki_types::UnixTime;
+use walhook_core::event::rfc3339_of_seconds;
 
 /// Names of a certificate that are shown: it may have a hundred.
 const NAMES_MAX: usize = 5;
@@ -26,13 +25,13 @@ fn problem(error: &CertificateError) -> Option<String> {
         }
         CertificateError::Expired => "the certificate has expired; the receiver must renew it".to_owned(),
         CertificateError::ExpiredContext { not_after, .. } => {
-            format!("the certificate has expired at {}; the receiver must renew it", Date(*not_after))
+            format!("the certificate has expired at {}; the receiver must renew it", rfc3339_of_seconds(not_after.as_secs()))
         }
         CertificateError::NotValidYet => {
             "the certificate is not valid yet; is the clock right here?".to_owned()
         }
         CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("the certificate is valid from {} only; is the clock right here?", Date(*not_before))
+            format!("the certificate is valid from {} only; is the clock right here?", rfc3339_of_seconds(not_before.as_secs()))
         }
         CertificateError::NotValidForName => {
             "the certificate is not valid for the name in the URL; it needs that one too".to_owned()
@@ -67,17 +66,5 @@ fn names(presented: &[String]) -> String {
         0 => "no name (a common name does not count)".to_owned(),
         all if all > NAMES_MAX => format!("{} and others", names.join(", ")),
         _ => names.join(", "),
-    }
-}
-
-struct Date(UnixTime);
-
-impl fmt::Display for Date {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX);
-        match jiff::Timestamp::from_second(seconds) {
-            Ok(time) => write!(f, "{time}"),
-            Err(_) => f.write_str("another age"),
-        }
     }
 }

@@ -1,15 +1,14 @@
 //! Why there is no way to a server.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::CertificateError;
-use rustls::pki_types::UnixTime;
 
 use super::kinds::SslMode;
 use crate::fix::{FixedBy, UNREACHABLE};
+use walhook_core::event::rfc3339_of_seconds;
 use walhook_process::faults::Fault;
 
 /// No way to a host. Names the host, what was asked for and the fix; holds no password.
@@ -224,10 +223,13 @@ fn certificate_problem(error: &CertificateError) -> String {
         }
         CertificateError::Expired => "has expired; renew it".to_owned(),
         CertificateError::ExpiredContext { not_after, .. } => {
-            format!("has expired at {}; renew it", Date(*not_after))
+            format!("has expired at {}; renew it", rfc3339_of_seconds(not_after.as_secs()))
         }
         CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("is valid from {} only; is the clock right here?", Date(*not_before))
+            format!(
+                "is valid from {} only; is the clock right here?",
+                rfc3339_of_seconds(not_before.as_secs())
+            )
         }
         CertificateError::NotValidForNameContext { presented, .. } => {
             let names = if presented.is_empty() {
@@ -241,17 +243,5 @@ fn certificate_problem(error: &CertificateError) -> String {
         }
         CertificateError::Other(inner) => format!("cannot be used: {inner}"),
         other => format!("cannot be used: {other}"),
-    }
-}
-
-struct Date(UnixTime);
-
-impl fmt::Display for Date {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX);
-        match jiff::Timestamp::from_second(seconds) {
-            Ok(time) => write!(f, "{time}"),
-            Err(_) => f.write_str("another age"),
-        }
     }
 }

@@ -22,6 +22,13 @@ async fn sent(transport: &Transport, url: &str, account: &str) -> Option<Failure
     exchange.result.err().map(|failure| failure.kind)
 }
 
+/// Waits until the server has a second request.
+async fn second_request(server: &RawServer) {
+    while server.requests.load(Relaxed) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test]
 async fn request_without_an_answer_on_a_connection_of_another_account_is_no_failure_of_its_own() {
     // After an answer, nothing more is served on a connection.
@@ -88,9 +95,7 @@ async fn http2_connection_that_ends_with_several_accounts_is_no_ones_failure_onc
     let (transport, url) = (server.transport(), &server.url);
     assert_eq!(sent(&transport, url, "good").await, None);
     let (good, bad) = tokio::join!(sent(&transport, url, "good"), async {
-        while server.requests.load(Relaxed) < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        second_request(&server).await;
         sent(&transport, url, "bad").await
     });
     assert_eq!([good, bad], [Some(FailureKind::Lost); 2]);
@@ -111,9 +116,7 @@ async fn http2_request_behind_one_of_another_account_that_is_not_answered_is_no_
     let (transport, url) = (server.hasty(), &server.url);
     assert_eq!(sent(&transport, url, "bad").await, None);
     let (bad, good) = tokio::join!(sent(&transport, url, "bad"), async {
-        while server.requests.load(Relaxed) < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        second_request(&server).await;
         sent(&transport, url, "good").await
     });
     assert_eq!([bad, good], [FailureKind::Timeout, FailureKind::Lost].map(Some));
@@ -130,9 +133,7 @@ async fn http2_requests_beside_one_of_another_account_that_is_not_answered_are_n
     let (transport, url) = (server.hasty(), &server.url);
     assert_eq!(sent(&transport, url, "bad").await, None);
     let (bad, good) = tokio::join!(sent(&transport, url, "bad"), async {
-        while server.requests.load(Relaxed) < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        second_request(&server).await;
         // One is answered; the next ones are the first that are not, and come after one of their own account.
         assert_eq!(sent(&transport, url, "good").await, None);
         tokio::join!(sent(&transport, url, "good"), sent(&transport, url, "good"))

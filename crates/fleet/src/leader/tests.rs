@@ -171,9 +171,8 @@ fn worker_without_a_network_of_its_own_fails_no_endpoint_and_is_put_into_quarant
     assert_eq!((rig.fleet.gauges().quarantined, rig.fleet.counters().quarantines), (0, 2));
 }
 
-#[test]
-fn worker_in_quarantine_that_begins_another_session_stays_in_it_and_its_neighbour_does_not() {
-    let mut rig = Rig::new(Local::Never, 2);
+/// Brings the worker that has what goes to one host into quarantine: nothing is reachable there, and another reaches it.
+fn one_in_quarantine(rig: &mut Rig) -> u128 {
     let mut bad = 0;
     for _ in 0..5 {
         let (_, worker, key) = rig.place("a.example");
@@ -182,6 +181,13 @@ fn worker_in_quarantine_that_begins_another_session_stays_in_it_and_its_neighbou
         let (good, again) = packed(&effects).pop().expect("another tries");
         rig.outcome(good, again, Some(delivered()));
     }
+    bad
+}
+
+#[test]
+fn worker_in_quarantine_that_begins_another_session_stays_in_it_and_its_neighbour_does_not() {
+    let mut rig = Rig::new(Local::Never, 2);
+    let bad = one_in_quarantine(&mut rig);
     let quarantined = |rig: &mut Rig| {
         rig.effects();
         rig.fleet.gauges().quarantined

@@ -1,6 +1,7 @@
 //! Whose a quarantine is, where several workers run on one host.
 
 use super::super::*;
+use super::one_in_quarantine;
 use super::rig::*;
 use crate::frame::{ByeReason, Hello, HelloState, WorkerId};
 
@@ -25,14 +26,7 @@ fn quarantined(rig: &Rig) -> Vec<u128> {
 fn one_of_two() -> (Rig, u128, u128) {
     let mut rig = Rig::new(Local::Never, 0);
     (0..2).for_each(|n| begin(&mut rig, n, n + 100));
-    let mut bad = 0;
-    for _ in 0..5 {
-        let (_, worker, key) = rig.place("a.example");
-        bad = worker;
-        let effects = rig.outcome(bad, key, Some(unreachable()));
-        let (good, again) = packed(&effects).pop().expect("another tries");
-        rig.outcome(good, again, Some(delivered()));
-    }
+    let bad = one_in_quarantine(&mut rig);
     assert_eq!(quarantined(&rig), [bad]);
     (rig, bad, 1 - bad)
 }

@@ -13,9 +13,9 @@ use super::leading::lead;
 use super::{run, worker, worker_of};
 use crate::support::{PATIENCE, Program, RULES, World};
 
-/// Attempts are overdue soon.
-const SOON: &str =
-    "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nretry_base = \"100ms\"\n";
+/// Attempts are overdue soon, and what failed is tried again soon.
+const SOON: &str = "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nretry_base = \"100ms\"\n\
+    retry_cap = \"1s\"\n";
 
 pub(super) async fn walhook(world: &World, args: &[&str]) -> Result<String> {
     let output = world.walhook(args).await?;

@@ -19,6 +19,10 @@ use super::retry::{QUICK_RETRY_MAX, RetryPolicy};
 use walhook_core::attempt::{Meaning, Outcome};
 use walhook_core::persist::DeadReason;
 
+/// The longest wait of what the bus does not take: how long it failed says nothing of when an operator lets the bus take
+/// more. Not shorter, since each attempt reads its large body from the state database.
+const OVERSIZE_RETRY_MAX: Duration = Duration::from_secs(300);
+
 /// What becomes of the delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
@@ -106,7 +110,9 @@ pub fn settle(
         | Meaning::Lost
         | Meaning::Local => (DeadReason::Exhausted, None),
     };
-    let backoff = policy.retry.delay(progress.attempts.saturating_sub(1), rng);
+    let drawn = policy.retry.delay(progress.attempts.saturating_sub(1), rng);
+    let backoff =
+        if outcome.meaning == Meaning::Oversize { drawn.min(OVERSIZE_RETRY_MAX) } else { drawn };
     // Once: a request that kills its workers does not go through all of them.
     let at_once = outcome.meaning == Meaning::Lost && progress.attempts <= 1;
     let after = if at_once {
@@ -216,6 +222,16 @@ mod tests {
         for place in [Place::Memory, Place::Table] {
             let settled = settle_at(&oversize, place, 1, 99);
             assert!(matches!(settled, Settlement::Defer { .. }), "{settled:?}");
+        }
+    }
+
+    #[test]
+    fn settle_tries_what_the_bus_does_not_take_again_within_minutes_however_long_it_has_failed() {
+        let oversize = failed(FailureKind::Oversize);
+        for attempts in 1..40 {
+            let settled = settle_at(&oversize, Place::Table, attempts, 99);
+            let Settlement::Defer { after } = settled else { panic!("{settled:?}") };
+            assert!(after <= OVERSIZE_RETRY_MAX, "attempt {attempts}: {after:?}");
         }
     }
 

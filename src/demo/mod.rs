@@ -225,8 +225,7 @@ impl Demo {
             workers.stop().await?;
             did = workers.summaries();
         }
-        self.collect_deferred().await?;
-        self.collect_dead_letters(0).await?;
+        self.collect_stored().await?;
         self.retained = self.retained().await?;
         let (kills, retained) = (self.kills, self.retained);
         let ran = ran.as_secs_f64();
@@ -460,12 +459,14 @@ impl Demo {
         Ok(deferred)
     }
 
-    /// Enters what is deferred, when nothing runs any more that could send it.
-    async fn collect_deferred(&mut self) -> Result<()> {
-        for delivery in stored::deferred(&self.observer).await? {
+    /// Enters what the tables of state hold, when nothing runs any more that could send it.
+    async fn collect_stored(&mut self) -> Result<()> {
+        let stored = stored::deliveries(&self.observer).await?;
+        // A dead letter whose route was not found has no endpoint.
+        for delivery in stored.into_iter().filter(|delivery| !delivery.endpoint.is_empty()) {
             let endpoint: i64 = delivery.endpoint.parse().context("the endpoint's id")?;
             let change = Change::in_row(&delivery.event_type, &delivery.row).context("its row")?;
-            self.oracle.with(|oracle, _| oracle.stored(endpoint, change, Stored::Deferred));
+            self.oracle.with(|oracle, _| oracle.stored(endpoint, change, delivery.table));
         }
         Ok(())
     }

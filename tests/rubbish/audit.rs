@@ -42,8 +42,7 @@ impl Test {
     /// What the tables of state hold: the event's commit and the endpoint of each delivery, '' for a
     /// letter without endpoint.
     async fn stored(&self) -> Result<Vec<(u64, String)>> {
-        let mut all = stored::dead_letters(&self.world.sql).await?;
-        all.extend(stored::deferred(&self.world.sql).await?);
+        let all = stored::deliveries(&self.world.sql).await?;
         Ok(all.into_iter().map(|delivery| (delivery.commit_lsn, delivery.endpoint)).collect())
     }
 

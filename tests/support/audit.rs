@@ -159,11 +159,7 @@ pub(crate) async fn audit(
 /// Enters what the tables of state hold: each delivery at most once. Returns what is wrong with them.
 async fn stored(world: &World, oracle: &mut Oracle) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let dead = stored::dead_letters(&world.sql).await?;
-    let dead = dead.into_iter().map(|delivery| (Stored::DeadLetter, delivery));
-    let deferred = stored::deferred(&world.sql).await?;
-    let deferred = deferred.into_iter().map(|delivery| (Stored::Deferred, delivery));
-    for (table, delivery) in dead.chain(deferred) {
+    for delivery in stored::deliveries(&world.sql).await? {
         let change = Change::in_row(&delivery.event_type, &delivery.row)?;
         let Ok(endpoint) = delivery.endpoint.parse() else {
             problems.push(format!("unroutable: {change:?}"));
@@ -171,7 +167,8 @@ async fn stored(world: &World, oracle: &mut Oracle) -> Result<Vec<String>> {
         };
         let (event_id, body) = (&*delivery.event_id, &[][..]);
         oracle.identify(&Receipt { endpoint, event_id, change, body, taken: false, replay: false });
-        if let Some(other) = oracle.stored(endpoint, change, table) {
+        if let Some(other) = oracle.stored(endpoint, change, delivery.table) {
+            let table = delivery.table;
             let problem = format!("{change:?} for {endpoint} stands in {table:?} and {other:?}");
             problems.push(problem);
         }

@@ -6,9 +6,13 @@ use anyhow::{Context, Result, ensure};
 use flate2::read::ZlibDecoder;
 use tokio_postgres::Client;
 
+use crate::oracle::Stored;
+
 /// A delivery that a table of state holds.
 #[derive(Debug)]
 pub struct StoredDelivery {
+    /// Where it stands.
+    pub table: Stored,
     /// The event's id.
     pub event_id: String,
     /// The endpoint's id; empty for a dead letter without one.
@@ -21,12 +25,21 @@ pub struct StoredDelivery {
     pub row: Vec<u8>,
 }
 
-/// Those that wait, as rows or in pages. Events without a route are none.
+/// All of them, of one moment: what goes from one table to another meanwhile is in neither, or in both, to one who
+/// reads them one after the other. Events without a route that wait are none.
 ///
 /// # Errors
 /// When a query fails, or a page is not as walhook's documentation has it.
-pub async fn deferred(sql: &Client) -> Result<Vec<StoredDelivery>> {
-    let mut all = of_table(sql, "deferred").await?;
+pub async fn deliveries(sql: &Client) -> Result<Vec<StoredDelivery>> {
+    sql.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
+    let all = read_all(sql).await;
+    sql.batch_execute("ROLLBACK").await?;
+    all
+}
+
+async fn read_all(sql: &Client) -> Result<Vec<StoredDelivery>> {
+    let mut all = of_table(sql, Stored::DeadLetter, "dead_letters").await?;
+    all.extend(of_table(sql, Stored::Deferred, "deferred").await?);
     let query = "SELECT p.endpoint, p.event_ids, p.event_types, p.data,
                         ARRAY (SELECT (lsn - '0/0'::pg_lsn)::bigint FROM unnest(p.commit_lsns) lsn),
                         coalesce(d.slots, '{}')
@@ -43,28 +56,22 @@ pub async fn deferred(sql: &Client) -> Result<Vec<StoredDelivery>> {
         for (slot, ((event_id, event_type), (commit_lsn, row))) in (1i16..).zip(parts) {
             if !gone.contains(&slot) {
                 let (endpoint, commit_lsn) = (endpoint.clone(), u64::try_from(commit_lsn)?);
-                all.push(StoredDelivery { event_id, endpoint, commit_lsn, event_type, row });
+                let table = Stored::Deferred;
+                all.push(StoredDelivery { table, event_id, endpoint, commit_lsn, event_type, row });
             }
         }
     }
     Ok(all)
 }
 
-/// Dead letters.
-///
-/// # Errors
-/// When a query fails.
-pub async fn dead_letters(sql: &Client) -> Result<Vec<StoredDelivery>> {
-    of_table(sql, "dead_letters").await
-}
-
-async fn of_table(sql: &Client, table: &str) -> Result<Vec<StoredDelivery>> {
+async fn of_table(sql: &Client, stands: Stored, table: &str) -> Result<Vec<StoredDelivery>> {
     let query = format!(
         "SELECT d.event_id, d.endpoint, (b.commit_lsn - '0/0'::pg_lsn)::bigint, b.event_type, b.row
          FROM walhook.{table} d JOIN walhook.bodies b USING (pipeline, event_id)"
     );
     let read = |row: &tokio_postgres::Row| {
         Ok(StoredDelivery {
+            table: stands,
             event_id: row.try_get(0)?,
             endpoint: row.try_get(1)?,
             commit_lsn: u64::try_from(row.try_get::<_, i64>(2)?)?,

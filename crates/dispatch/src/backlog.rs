@@ -322,15 +322,11 @@ impl Backlog {
         self.rows = self.rows.saturating_sub(1);
         self.loaded.remove(key);
         self.gone.insert(key.clone(), false);
-        if let Some(head) = self.heads.remove(key) {
-            self.waiting.remove(&(head.due, key.clone()));
-            self.full = false;
-            self.go_back_to(key);
-        }
+        self.end_head(key);
     }
 
-    /// An operator made this row due in the table, or removed it ([`Backlog::removed_by_others`]): it is looked at anew, whatever was known
-    /// of it. A row that the walk has not come to yet waits for that, as before.
+    /// An operator made this row due in the table, or removed it ([`Backlog::removed_by_others`]): it is looked at
+    /// anew, whatever was known of it. A row that the walk has not come to yet waits for that, as before.
     pub fn look_again(&mut self, key: &RowKey, now: Tick) {
         let Some(head) = self.heads.get_mut(key) else {
             self.go_back_to(key);
@@ -354,9 +350,15 @@ impl Backlog {
         }
         self.rows = self.rows.saturating_sub(1);
         self.in_table = self.in_table.saturating_sub(1);
+        self.end_head(key);
+    }
+
+    /// If the row was a head, it holds nothing any more: the walk finds what stood behind it.
+    fn end_head(&mut self, key: &RowKey) {
         if let Some(head) = self.heads.remove(key) {
             self.waiting.remove(&(head.due, key.clone()));
             self.full = false;
+            self.go_back_to(key);
         }
     }
 

@@ -35,6 +35,8 @@ enum Action {
     Deliver(usize),
     Fail(usize, u64),
     Unload(usize),
+    /// An operator discards a row that is not in flight.
+    Discard(usize),
     /// All joins, for no other reason than order: as when a breaker has closed.
     BlockAll,
     Wait(u64),
@@ -56,6 +58,7 @@ fn action() -> impl Strategy<Value = Action> {
         8 => any::<usize>().prop_map(Action::Deliver),
         4 => (any::<usize>(), 0u64..50).prop_map(|(n, due)| Action::Fail(n, due)),
         1 => any::<usize>().prop_map(Action::Unload),
+        2 => any::<usize>().prop_map(Action::Discard),
         1 => Just(Action::BlockAll),
         3 => (1u64..30).prop_map(Action::Wait),
     ]
@@ -69,6 +72,8 @@ struct Live {
     /// In memory; else only in the table, or on its way there.
     in_memory: bool,
     has_row: bool,
+    /// It failed, and is not tried before then.
+    due: Option<Tick>,
 }
 
 /// A row to be inserted, and when it is due.
@@ -176,6 +181,24 @@ impl Model {
             (true, None) => self.backlog.unload(&row, &keys, behind),
         }
         self.live[at].in_memory = false;
+        self.live[at].due = due.or(self.live[at].due);
+    }
+
+    fn discard(&mut self, n: usize) {
+        let stored = |live: &Live| self.table.contains_key(&key(&live.event));
+        let mut all: Vec<usize> =
+            (0..self.live.len()).filter(|at| stored(&self.live[*at])).collect();
+        let sendable = self.sendable();
+        all.retain(|at| !self.live[*at].in_memory || sendable.contains(at));
+        let Some(at) = (!all.is_empty()).then(|| all[n % all.len()]) else { return };
+        let row = key(&self.live[at].event);
+        self.table.remove(&row);
+        self.backlog.look_again(&row, self.now);
+        if self.live[at].in_memory {
+            self.leave(at, None);
+        }
+        self.backlog.removed_by_others(&row);
+        self.live.remove(at);
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each action, in both models")]
@@ -186,7 +209,7 @@ impl Model {
                 self.next += 1;
                 let keys = event.keys.clone();
                 let deferred = self.joins(&keys);
-                self.live.push(Live { event, keys, in_memory: true, has_row: false });
+                self.live.push(Live { event, keys, in_memory: true, has_row: false, due: None });
                 if deferred {
                     self.leave_one(self.live.len() - 1, None, false);
                 }
@@ -278,6 +301,7 @@ impl Model {
                     self.leave(at, None);
                 }
             }
+            Action::Discard(n) => self.discard(*n),
             Action::BlockAll => self.backlog.block_all(DeferReason::Behind),
             Action::Wait(us) => self.now = self.now + Duration::from_micros(*us),
         }
@@ -307,9 +331,9 @@ impl Model {
         }
     }
 
-    /// With nothing but success from now on, everything ends.
-    fn drain(&mut self) {
-        for _ in 0..2_000 {
+    /// Nothing but success for so many rounds.
+    fn succeed(&mut self, rounds: usize, wait_us: u64) {
+        for _ in 0..rounds {
             for action in [
                 Action::HandOut,
                 Action::Stored,
@@ -317,7 +341,7 @@ impl Model {
                 Action::Read,
                 Action::TakePage,
                 Action::Deliver(0),
-                Action::Wait(5),
+                Action::Wait(wait_us),
             ] {
                 self.act(&action);
             }
@@ -325,6 +349,25 @@ impl Model {
                 break;
             }
         }
+    }
+
+    /// What waits although time stands still has failed, or stands behind one that has.
+    fn check_held(&self) {
+        let mut held: BTreeSet<u64> = BTreeSet::new();
+        for live in &self.live {
+            let waits = live.due.is_some_and(|due| due > self.now);
+            assert!(waits || live.keys.iter().any(|key| held.contains(key)), "stuck: {live:?}");
+            held.extend(&live.keys);
+        }
+    }
+
+    /// With nothing but success from now on, everything ends.
+    fn drain(&mut self) {
+        self.succeed(500, 0);
+        if !self.backlog.full {
+            self.check_held();
+        }
+        self.succeed(2_000, 5);
         assert!(self.live.is_empty(), "stuck: {:?}, {:?}", self.live, self.backlog);
         assert!(self.table.is_empty());
         assert_eq!((self.backlog.rows(), self.backlog.in_table()), (0, 0));
@@ -393,4 +436,40 @@ fn head_that_an_operator_has_removed_is_not_taken_from_a_page_that_was_read_befo
     assert_eq!(backlog.begin_page(Page::Rows, due), Some(row.clone()));
     assert!(backlog.take_page(vec![], true, room, due).is_empty());
     assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));
+}
+
+#[test]
+fn what_stands_behind_a_discarded_head_is_read_back_although_another_head_waits() {
+    let mut backlog = Backlog::new(Blocked::Keys(vec![]), DeferReason::Behind);
+    let (now, due) = (Tick(0), Some(Tick(1_000_000)));
+    let events = [event(1, &[1]), event(2, &[2]), event(3, &[1])];
+    for (event, due) in events.iter().zip([due, due, None]) {
+        backlog.defer(&key(event), &event.keys, &Tried::default(), due, due.is_none());
+        backlog.handed_out();
+        backlog.stored(&key(event));
+    }
+    let read = |event: &Arc<Event>| Read {
+        row: Deferred {
+            key: key(event),
+            event: Arc::clone(event),
+            attempts: 0,
+            first_attempt_us: None,
+            due_us: None,
+        },
+        keys: event.keys.clone(),
+        due: None,
+    };
+    let room = PageBudget { rows: 10, bytes: 1 << 20, heads: 10 };
+    backlog.begin_page(Page::Rows, now);
+    let loads = backlog.take_page(events.iter().map(read).collect(), true, room, now);
+    assert!(loads.is_empty() && !backlog.wants_page(Page::Rows, now), "all wait behind heads");
+
+    let discarded = key(&events[0]);
+    backlog.look_again(&discarded, now);
+    backlog.removed_by_others(&discarded);
+    assert!(backlog.wants_page(Page::Rows, now));
+    assert_eq!(backlog.begin_page(Page::Rows, now), Some(discarded));
+    let loads = backlog.take_page(events[1..].iter().map(read).collect(), true, room, now);
+    let loaded: Vec<RowKey> = loads.into_iter().map(|load| load.row.key).collect();
+    assert_eq!(loaded, [key(&events[2])]);
 }

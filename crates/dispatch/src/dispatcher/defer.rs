@@ -49,7 +49,7 @@ impl Dispatcher {
                 // Its first rows were never stored.
                 self.outdate(queue);
             } else {
-                self.deferral.line.join(queue, &mut self.queues);
+                self.deferral.line.join(queue, &mut self.queues, Tick(0));
             }
         }
     }

@@ -18,6 +18,7 @@ use rand::Rng;
 use super::super::backlog::Backlog;
 use super::super::breaker::{Breaker, Closed};
 use super::super::lane::Insertion;
+use super::super::schedule::Pool;
 use super::deferred_keys::{DeferredKeys, FilterNo};
 use super::queues::QueueNo;
 use super::spans::{self, Spans};
@@ -41,8 +42,8 @@ pub(super) struct Dropped {
 #[derive(Debug)]
 pub(super) struct DeferredQueue {
     backlog: Backlog,
-    /// It stands in the line of those that want a page.
-    in_line: bool,
+    /// It stands in the line of those that want a page, as one of this pool.
+    in_line: Option<Pool>,
     /// The first of the timers that were set for it.
     timer: Option<Tick>,
     /// What the table `backlog` says of it is outdated.
@@ -71,7 +72,7 @@ impl DeferredQueue {
     fn new(backlog: Backlog) -> Self {
         Self {
             backlog,
-            in_line: false,
+            in_line: None,
             timer: None,
             is_stale: false,
             dropped: None,
@@ -157,14 +158,10 @@ impl DeferredQueue {
 
 /// Where it stands, and what is told of it.
 impl DeferredQueue {
-    /// It wants a page. Whether it does not stand in the line already.
-    pub(super) fn join_line(&mut self) -> bool {
-        !std::mem::replace(&mut self.in_line, true)
-    }
-
-    /// It stands in the line no more.
-    pub(super) fn leave_line(&mut self) {
-        self.in_line = false;
+    /// It stands in the line of those that want a page, as one of this pool; `None`: it does not. Returns how it stood
+    /// there before.
+    pub(super) fn set_in_line(&mut self, pool: Option<Pool>) -> Option<Pool> {
+        std::mem::replace(&mut self.in_line, pool)
     }
 
     /// A row of this commit was dropped.

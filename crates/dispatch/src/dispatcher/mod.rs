@@ -328,6 +328,9 @@ impl Dispatcher {
     }
 
     fn sync_lane(&mut self, id: LaneId) {
+        if self.sending.is_room_waited_for() {
+            self.renew_needs(id, self.door.now());
+        }
         let (_, lane) = self.queues.lane(id);
         self.sending.set_ready(id, lane);
     }

@@ -2,7 +2,7 @@
 //!
 //! A queue wants a page while few of its rows are in memory and there are rows that may go; it is read while
 //! there is room that others do not need more (see [`super::relief`]), unless its account waits for room to send what
-//! it has (see [`super::rooms`]). Rows
+//! it has from the queue's pool (see [`super::rooms`]). Rows
 //! arrive in the lane's queue like any other delivery, and the scheduler decides from there.
 //!
 //! Rows can be ahead of the stream: an earlier leader deferred them before it had settled what comes
@@ -37,23 +37,33 @@ impl Dispatcher {
             if pages.len() == at_most {
                 break;
             }
-            let Some((account, no)) = self.deferral.line.pop() else { break };
+            let Some((turn, no)) = self.deferral.line.pop() else { break };
             // It may have been forgotten since.
             let Some(queue) = self.queues.get(no).filter(|queue| queue.deferred().is_some()) else {
                 continue;
             };
+            let (account, pool) = (queue.account(), queue.pool(now));
             let queue = queue.id().clone();
+            if (account, pool) != turn {
+                // That was another one when it joined.
+                self.queues.with_row(no).set_in_line(Some(pool));
+                self.deferral.line.put_back((account, pool), no);
+                continue;
+            }
+            if self.queues.waits_for_room(account, pool) {
+                self.deferral.line.put_aside(turn, no);
+                continue;
+            }
             if self.routing.waiting.has(&queue.account)
                 || self.routing.shelves.holds_back(&queue.account)
-                || self.queues.waits_for_room(&queue.account)
                 || !self.may_read_back(&queue.account)
             {
-                self.deferral.line.put_back(account, no);
+                self.deferral.line.put_back(turn, no);
                 continue;
             }
             let wants = self.wanted_page(no, now);
             let deferred = self.queues.with_row(no);
-            deferred.leave_line();
+            deferred.set_in_line(None);
             if let Some(page) = wants {
                 let from = deferred.backlog_mut().begin_page(page, now);
                 let rows = if page == Page::Probe { PROBE_ROWS } else { u32::MAX };
@@ -158,7 +168,7 @@ impl Dispatcher {
             return;
         }
         if self.wanted_page(queue, now).is_some() {
-            self.deferral.line.join(queue, &mut self.queues);
+            self.deferral.line.join(queue, &mut self.queues, now);
             return;
         }
         if self.endpoints.is_paused(&self.queues.id(queue).endpoint) {

@@ -3,15 +3,18 @@
 //! # Invariants
 //!
 //! - A queue stands in the line once at most, which its `in_line` says; the line may name some that were forgotten.
-//! - Accounts take turns in it, each with its own queues in the order in which they came: ten thousand queues of one
-//!   account delay another's by one page.
+//! - Accounts take turns in it, in each pool, with their own queues in the order in which they came: ten thousand queues
+//!   of one account delay another's by one page of each pool.
+//! - Who waits for room in a pool (see [`super::rooms`]) has no turn for that pool, and costs no look, until that is over.
 //! - One request is under way at most. While it is, what it may bring is reserved (see [`super::pages`]).
 //! - A request brings no more than [`QUEUES_AT_ONCE`] pages, however many queues share them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::super::schedule::Pool;
 use super::pages::PageSize;
 use super::queues::{AccountNo, QueueNo, Queues};
+use walhook_core::tick::Tick;
 
 /// Queues that are asked for at once, where memory is large enough: their pages take an eighth of it.
 const QUEUES_AT_ONCE: usize = 32;
@@ -58,38 +61,80 @@ impl UnderWay {
     }
 }
 
-/// Queues that wait, in turns of their accounts.
+/// Whose turn it is: an account's, for its queues that are sent from this pool.
+pub(super) type Turn = (AccountNo, Pool);
+
+/// Queues that wait, in turns.
 #[derive(Debug, Default)]
 struct Line {
-    /// The accounts that have some; who is served goes to the end.
-    turns: VecDeque<AccountNo>,
-    queues: BTreeMap<AccountNo, VecDeque<QueueNo>>,
+    /// Those that have some; who is served goes to the end.
+    turns: VecDeque<Turn>,
+    queues: BTreeMap<Turn, VecDeque<QueueNo>>,
+    /// Those that have no turn for now.
+    aside: BTreeSet<Turn>,
+    /// Queues, but for those aside.
     len: usize,
 }
 
 impl Line {
-    fn push(&mut self, account: AccountNo, queue: QueueNo) {
-        let of_account = self.queues.entry(account).or_default();
-        if of_account.is_empty() {
-            self.turns.push_back(account);
+    fn push(&mut self, turn: Turn, queue: QueueNo) {
+        let queues = self.queues.entry(turn).or_default();
+        queues.push_back(queue);
+        if self.aside.contains(&turn) {
+            return;
         }
-        of_account.push_back(queue);
+        if queues.len() == 1 {
+            self.turns.push_back(turn);
+        }
         self.len += 1;
     }
 
-    fn pop(&mut self) -> Option<(AccountNo, QueueNo)> {
-        let account = self.turns.pop_front()?;
-        let Some(of_account) = self.queues.get_mut(&account) else {
-            panic!("{account:?} has its turn, and no queue in line")
+    fn pop(&mut self) -> Option<(Turn, QueueNo)> {
+        let turn = self.turns.pop_front()?;
+        let Some(queues) = self.queues.get_mut(&turn) else {
+            panic!("{turn:?} has its turn, and no queue in line")
         };
-        let queue = of_account.pop_front()?;
-        if of_account.is_empty() {
-            self.queues.remove(&account);
+        let queue = queues.pop_front()?;
+        if queues.is_empty() {
+            self.queues.remove(&turn);
         } else {
-            self.turns.push_back(account);
+            self.turns.push_back(turn);
         }
         self.len -= 1;
-        Some((account, queue))
+        Some((turn, queue))
+    }
+
+    /// A queue goes that stands anywhere.
+    fn remove(&mut self, turn: Turn, queue: QueueNo) {
+        let Some(queues) = self.queues.get_mut(&turn) else { return };
+        let before = queues.len();
+        queues.retain(|other| *other != queue);
+        if !self.aside.contains(&turn) {
+            self.len -= before - queues.len();
+        }
+        if queues.is_empty() {
+            self.queues.remove(&turn);
+            self.turns.retain(|other| *other != turn);
+        }
+    }
+
+    /// Whose queue has been taken out just now has no turn for now.
+    fn put_aside(&mut self, turn: Turn) {
+        if let Some(queues) = self.queues.get(&turn) {
+            self.len -= queues.len();
+            self.turns.pop_back_if(|last| *last == turn);
+        }
+        self.aside.insert(turn);
+    }
+
+    /// It has its turn again.
+    fn go_on(&mut self, turn: Turn) {
+        if self.aside.remove(&turn)
+            && let Some(queues) = self.queues.get(&turn)
+        {
+            self.len += queues.len();
+            self.turns.push_back(turn);
+        }
     }
 }
 
@@ -102,10 +147,16 @@ impl Refills {
     }
 
     /// The queue wants a page.
-    pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
-        if queues.with_row(queue).join_line() {
-            self.line.push(queues.at(queue).account(), queue);
+    pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues, now: Tick) {
+        let (account, pool) = (queues.at(queue).account(), queues.at(queue).pool(now));
+        let before = queues.with_row(queue).set_in_line(Some(pool));
+        if before == Some(pool) {
+            return;
         }
+        if let Some(before) = before {
+            self.line.remove((account, before), queue);
+        }
+        self.line.push((account, pool), queue);
     }
 
     /// Queues of the line to be looked at now.
@@ -114,13 +165,24 @@ impl Refills {
     }
 
     /// Whose turn it is. Whoever takes it says in its `in_line` that it has left, or puts it back.
-    pub(super) fn pop(&mut self) -> Option<(AccountNo, QueueNo)> {
+    pub(super) fn pop(&mut self) -> Option<(Turn, QueueNo)> {
         self.line.pop()
     }
 
     /// It cannot be read now.
-    pub(super) fn put_back(&mut self, account: AccountNo, queue: QueueNo) {
-        self.line.push(account, queue);
+    pub(super) fn put_back(&mut self, turn: Turn, queue: QueueNo) {
+        self.line.push(turn, queue);
+    }
+
+    /// It, which was taken out just now, cannot be read before [`Refills::go_on`], nor the account's others of this pool.
+    pub(super) fn put_aside(&mut self, turn: Turn, queue: QueueNo) {
+        self.line.put_aside(turn);
+        self.line.push(turn, queue);
+    }
+
+    /// What was put aside of the account in this pool has its turns again.
+    pub(super) fn go_on(&mut self, account: AccountNo, pool: Pool) {
+        self.line.go_on((account, pool));
     }
 
     /// Pages that may be asked for now, where so many bytes of memory are left.

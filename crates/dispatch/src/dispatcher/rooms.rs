@@ -14,13 +14,18 @@
 //! - What requests in flight have taken stays within a pool's room, but for one whose event is larger than all of it,
 //!   which goes alone.
 //! - Who comes later with a large event does not pass those in line.
+//! - Whoever stands in line needs room: who needs none any more has left it.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use super::super::schedule::{LaneId, POOLS, Pool};
 
 /// The part of the memory whose shares slots have: one in so many.
 const SHARED: usize = 8;
+
+/// A place in a line, by when it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
 
 #[derive(Debug, Default)]
 struct Room {
@@ -29,7 +34,7 @@ struct Room {
     /// Of that, what is on its way to be given back: its requests are given up.
     leaving: usize,
     /// The accounts that wait, each with what it needs.
-    line: VecDeque<(LaneId, usize)>,
+    line: BTreeMap<Ticket, (LaneId, usize)>,
 }
 
 impl Room {
@@ -45,8 +50,8 @@ pub(super) struct Rooms {
     /// A slot's share.
     share: usize,
     rooms: [Room; POOLS],
-    /// In all lines.
-    waiting: usize,
+    /// Who comes next to a line has this one.
+    next: Ticket,
 }
 
 impl Rooms {
@@ -57,7 +62,7 @@ impl Rooms {
             Pool::Fast | Pool::Slow => room(4),
             Pool::Probe => room(16),
         });
-        let mut rooms = Self { memory_limit, share: 0, rooms, waiting: 0 };
+        let mut rooms = Self { memory_limit, share: 0, rooms, next: Ticket(0) };
         rooms.set_slots(slots);
         rooms
     }
@@ -78,7 +83,7 @@ impl Rooms {
         needs == 0 || self.room(pool).line.is_empty() && self.room(pool).fits(needs)
     }
 
-    /// As [`Rooms::has`], for one that has been called.
+    /// As [`Rooms::has`], for one that was called from the line.
     pub(super) fn has_for_called(&self, pool: Pool, needs: usize) -> bool {
         needs == 0 || self.room(pool).fits(needs)
     }
@@ -107,40 +112,49 @@ impl Rooms {
     pub(super) fn is_wanted(&self, pool: Pool) -> bool {
         let room = self.room(pool);
         let stays = room.taken - room.leaving;
-        let first = room.line.front();
-        first.is_some_and(|(_, needs)| stays > 0 && stays + needs > room.limit)
+        let first = room.line.first_key_value();
+        first.is_some_and(|(_, (_, needs))| stays > 0 && stays + needs > room.limit)
     }
 
-    /// The account waits, at the end of the line.
-    pub(super) fn wait(&mut self, pool: Pool, lane: LaneId, needs: usize) {
-        self.room_mut(pool).line.push_back((lane, needs));
-        self.waiting += 1;
+    /// The account waits, where it stood before, or at the end of the line.
+    pub(super) fn wait(
+        &mut self,
+        pool: Pool,
+        lane: LaneId,
+        needs: usize,
+        before: Option<Ticket>,
+    ) -> Ticket {
+        let ticket = before.unwrap_or(self.next);
+        self.next = Ticket(self.next.0.max(ticket.0 + 1));
+        self.room_mut(pool).line.insert(ticket, (lane, needs));
+        ticket
+    }
+
+    /// The account with this ticket needs so much by now; nothing: it leaves the line.
+    pub(super) fn set_needs(&mut self, pool: Pool, ticket: Ticket, needs: usize) {
+        let line = &mut self.room_mut(pool).line;
+        match line.get_mut(&ticket) {
+            None => panic!("{ticket:?} is not in the line of {pool:?}"),
+            Some(_) if needs == 0 => _ = line.remove(&ticket),
+            Some((_, needed)) => *needed = needs,
+        }
     }
 
     /// The account that has waited longest, where there is room for it. It stands in line no more.
     pub(super) fn call(&mut self, pool: Pool) -> Option<LaneId> {
         let room = self.room_mut(pool);
-        let (lane, needs) = *room.line.front()?;
-        if !room.fits(needs) {
+        let (ticket, (lane, needs)) = room.line.first_key_value()?;
+        let (ticket, lane) = (*ticket, *lane);
+        if !room.fits(*needs) {
             return None;
         }
-        room.line.pop_front();
-        self.waiting -= 1;
+        room.line.remove(&ticket);
         Some(lane)
     }
 
     /// Whether anybody waits.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.waiting > 0
-    }
-
-    /// The account's lane is gone.
-    pub(super) fn forget(&mut self, lane: LaneId) {
-        for room in &mut self.rooms {
-            let before = room.line.len();
-            room.line.retain(|(of, _)| *of != lane);
-            self.waiting -= before - room.line.len();
-        }
+        self.rooms.iter().any(|room| !room.line.is_empty())
     }
 
     fn room(&self, pool: Pool) -> &Room {

@@ -9,6 +9,7 @@ use super::Dispatcher;
 use super::ending::{End, Ended};
 use super::outbox::Behind;
 use super::queues::QueueNo;
+use super::rooms::Ticket;
 use super::sending::{Sending, Wake};
 use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId};
 use walhook_core::endpoint::Endpoint;
@@ -93,14 +94,37 @@ impl Dispatcher {
         None
     }
 
-    /// Whoever has waited longest for room for a large event has its turn again, where there is room.
+    /// Whoever has waited longest for room for a large event has its turn again, where there is room; and those behind
+    /// it as long as they could not take it.
     fn call_for_room(&mut self, now: Tick) {
         for pool in Pool::ALL {
-            if let Some(lane) = self.sending.call_for_room(pool) {
-                self.queues.note_called(lane, pool, now);
+            while let Some(lane) = self.sending.call_for_room(pool) {
+                self.end_wait_for_room(lane, pool, true, now);
                 self.sync_lane(lane);
+                let is_unrouted = self.queues.lane(lane).1.is_unrouted();
+                if !is_unrouted && self.queues.first_in_ring(lane, pool, now).is_some() {
+                    break;
+                }
             }
         }
+    }
+
+    /// A lane that waits for room needs other room by now, or none, where the first of its queues does.
+    pub(super) fn renew_needs(&mut self, id: LaneId, now: Tick) {
+        for pool in Pool::ALL {
+            let Some(ticket) = self.queues.lane(id).1.ticket(pool) else { continue };
+            let first = self.queues.first_in_ring(id, pool, now);
+            let needs = first.map_or(0, |bytes| self.sending.needs_room(bytes));
+            self.sending.set_needs(pool, ticket, needs);
+            if needs == 0 {
+                self.end_wait_for_room(id, pool, false, now);
+            }
+        }
+    }
+
+    fn end_wait_for_room(&mut self, id: LaneId, pool: Pool, called: bool, now: Tick) {
+        let account = self.queues.end_wait(id, pool, called, now);
+        self.deferral.line.go_on(account, pool);
     }
 
     /// Nothing more is sent at this moment: whoever is the next of a pool waits for a slot, and all others for their
@@ -120,6 +144,10 @@ impl Dispatcher {
             self.sync_lane(id);
             return None;
         };
+        let called = lane.called(pool);
+        if called.is_some() {
+            self.queues.end_call(id, pool);
+        }
         let Some(queue) = self.queues.take_turn(id, pool, now) else {
             self.sync_lane(id);
             return None;
@@ -138,7 +166,7 @@ impl Dispatcher {
                 None => endpoint,
             },
         };
-        let dispatch = self.start(id, queue, endpoint, pool, now);
+        let dispatch = self.start((id, called), queue, endpoint, pool, now);
         self.queues.refresh(queue, now);
         // Whatever comes meanwhile waits for this one timer.
         if let Some(due) = self.queues.in_use(queue).resting_until(now) {
@@ -148,10 +176,10 @@ impl Dispatcher {
         dispatch
     }
 
-    /// Starts the queue's oldest ready delivery.
+    /// Starts the queue's oldest ready delivery. `called`: where its lane stood in line for room.
     fn start(
         &mut self,
-        lane: LaneId,
+        (lane, called): (LaneId, Option<Ticket>),
         queue: QueueNo,
         endpoint: &Arc<Endpoint>,
         pool: Pool,
@@ -178,12 +206,11 @@ impl Dispatcher {
             },
         };
         let needs = self.sending.needs_room(bytes);
-        if needs > 0 {
-            let is_called = self.queues.take_called(lane, pool);
-            if !self.sending.finds_room((lane, pool), needs, is_called) {
-                self.queues.wait_for_room(lane, queue, pool, now);
-                return None;
-            }
+        if needs > 0
+            && let Err(ticket) = self.sending.find_room((lane, pool), needs, called)
+        {
+            self.queues.wait_for_room((lane, queue), (pool, ticket), now);
+            return None;
         }
         let in_memory = self.queues.in_use(queue);
         in_memory.start(delivery, &at, endpoint.rate_per_second);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::super::map::NumberMap;
 use super::super::schedule::{Charge, LaneId, Pace, Pool, Scheduler, divided};
 use super::queues::{Lane, QueueNo};
-use super::rooms::Rooms;
+use super::rooms::{Rooms, Ticket};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Share;
 use walhook_core::tick::Tick;
@@ -120,7 +120,6 @@ impl Sending {
     /// Nothing of the lane is in flight, nor will be.
     pub(super) fn remove_lane(&mut self, lane: LaneId) {
         self.scheduler.remove_lane(lane);
-        self.rooms.forget(lane);
     }
 
     /// How much of the lane is pending, and from which pools it could send.
@@ -163,21 +162,26 @@ impl Sending {
     }
 
     /// Whether the pool has so much room. Where it has not, the lane, whose turn it is, stands in line from now on;
-    /// `is_called`: it has been there.
-    pub(super) fn finds_room(
+    /// `called`: where it stood before.
+    ///
+    /// # Errors
+    /// Its place in line.
+    pub(super) fn find_room(
         &mut self,
         (lane, pool): (LaneId, Pool),
         needs: usize,
-        is_called: bool,
-    ) -> bool {
-        let has = match is_called {
-            true => self.rooms.has_for_called(pool, needs),
-            false => self.rooms.has(pool, needs),
+        called: Option<Ticket>,
+    ) -> Result<(), Ticket> {
+        let has = match called {
+            Some(_) => self.rooms.has_for_called(pool, needs),
+            None => self.rooms.has(pool, needs),
         };
-        if !has {
-            self.rooms.wait(pool, lane, needs);
-        }
-        has
+        if has { Ok(()) } else { Err(self.rooms.wait(pool, lane, needs, called)) }
+    }
+
+    /// The lane with this ticket needs so much room by now; none: it stands in line no more.
+    pub(super) fn set_needs(&mut self, pool: Pool, ticket: Ticket, needs: usize) {
+        self.rooms.set_needs(pool, ticket, needs);
     }
 
     /// Whether a lane waits for room, in whichever pool.

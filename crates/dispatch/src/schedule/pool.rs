@@ -9,7 +9,7 @@ pub const PROBE_SLOTS: u32 = 128;
 const SLOTS_PER_PROBE: u32 = 8;
 
 /// Which slots a request takes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pool {
     /// For what is expected to end within [`SLOW_AFTER`](super::SLOW_AFTER).
     Fast,

@@ -18,8 +18,7 @@ enum Action {
     Paused(u32),
     /// A row that fails is there, and is due then.
     Fail(u64),
-    Join,
-    Leave,
+    Stand(Option<Pool>),
     Outdate,
     HandOut,
     Wake,
@@ -34,8 +33,8 @@ fn action() -> impl Strategy<Value = Action> {
         3 => Just(Action::Close),
         1 => any::<u32>().prop_map(Action::Paused),
         2 => (0u64..1_000_000).prop_map(Action::Fail),
-        2 => Just(Action::Join),
-        2 => Just(Action::Leave),
+        4 => prop_oneof![Just(None), Just(Some(Pool::Fast)), Just(Some(Pool::Probe))]
+            .prop_map(Action::Stand),
         2 => Just(Action::Outdate),
         2 => Just(Action::HandOut),
         2 => Just(Action::Wake),
@@ -75,7 +74,7 @@ proptest! {
         // Spans that the breaker was open, the one that lasts, and pauses.
         let (mut spans, mut open, mut paused) = (Vec::<(Tick, Tick)>::new(), None::<Tick>, before);
         // Of the timers the one that was set last: it is the first that comes.
-        let (mut in_line, mut stale, mut timer) = (false, false, None::<Tick>);
+        let (mut in_line, mut stale, mut timer) = (None::<Pool>, false, None::<Tick>);
         let (mut earlier, mut suspended) = (true, false);
         for action in actions {
             match action {
@@ -97,10 +96,8 @@ proptest! {
                     commit += 1;
                     row(&mut queue, commit, now + Duration::from_micros(us));
                 }
-                Action::Join => prop_assert_eq!(queue.join_line(), !std::mem::replace(&mut in_line, true)),
-                Action::Leave => {
-                    queue.leave_line();
-                    in_line = false;
+                Action::Stand(pool) => {
+                    prop_assert_eq!(queue.set_in_line(pool), std::mem::replace(&mut in_line, pool));
                 }
                 Action::Outdate => prop_assert_eq!(queue.outdate(), !std::mem::replace(&mut stale, true)),
                 Action::HandOut => {

@@ -6,6 +6,7 @@ use super::super::super::clock::{Clock, Reading};
 use super::super::super::route::RoutesNo;
 use super::super::super::schedule::{LaneId, POOLS, Pool};
 use super::super::classes::Usage;
+use super::super::rooms::Ticket;
 use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
 use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
@@ -17,9 +18,9 @@ enum Room {
     #[default]
     Unasked,
     /// It stands in line: nothing of it is sent from the pool.
-    Waits,
-    /// It stood in line, and goes before those who still do.
-    Called,
+    Waits(Ticket),
+    /// It stood in line there, and goes before those who still do.
+    Called(Ticket),
 }
 
 /// One account's queues in memory, as the scheduler knows them.
@@ -66,12 +67,28 @@ impl Lane {
 
     /// Whether something of it waits for nothing but a slot of this pool.
     pub(in super::super) fn is_ready_in(&self, pool: Pool) -> bool {
-        let ring = match pool {
-            Pool::Fast => &self.fast,
-            Pool::Slow => &self.slow,
-            Pool::Probe => &self.probe,
-        };
-        !self.unrouted && !ring.is_empty() && self.room(pool) != Room::Waits
+        !self.unrouted && !self.ring(pool).is_empty() && self.ticket(pool).is_none()
+    }
+
+    /// Its place in line, where it waits for room in this pool.
+    pub(in super::super) fn ticket(&self, pool: Pool) -> Option<Ticket> {
+        match self.room(pool) {
+            Room::Waits(ticket) => Some(ticket),
+            Room::Unasked | Room::Called(_) => None,
+        }
+    }
+
+    /// Where it stood in line, if it was called from there and has had no turn in this pool since.
+    pub(in super::super) fn called(&self, pool: Pool) -> Option<Ticket> {
+        match self.room(pool) {
+            Room::Called(ticket) => Some(ticket),
+            Room::Unasked | Room::Waits(_) => None,
+        }
+    }
+
+    /// Whether it waits for room in one of the pools.
+    pub(super) fn waits_for_room(&self) -> bool {
+        Pool::ALL.into_iter().any(|pool| self.ticket(pool).is_some())
     }
 
     fn room(&self, pool: Pool) -> Room {
@@ -102,6 +119,14 @@ impl Lane {
     /// What its clock shows where that of all lanes shows this.
     pub(super) fn reading(&self, gate: &Reading) -> Reading {
         self.clock.read(gate)
+    }
+
+    fn ring(&self, pool: Pool) -> &VecDeque<QueueNo> {
+        match pool {
+            Pool::Fast => &self.fast,
+            Pool::Slow => &self.slow,
+            Pool::Probe => &self.probe,
+        }
     }
 
     pub(super) fn ring_mut(&mut self, pool: Pool) -> &mut VecDeque<QueueNo> {
@@ -206,41 +231,60 @@ impl Queues {
         }
     }
 
-    /// The queue, whose turn it was, needs room in the pool that is not there: the lane waits for it, and the queue has
-    /// the first turn then.
+    /// The queue, whose turn it was, needs room in the pool that is not there: the lane waits for it in line, and the
+    /// queue has the first turn then.
     pub(in super::super) fn wait_for_room(
         &mut self,
-        id: LaneId,
-        no: QueueNo,
-        pool: Pool,
+        (id, no): (LaneId, QueueNo),
+        (pool, ticket): (Pool, Ticket),
         now: Tick,
     ) {
         self.in_use(no).set_ring(Some(pool));
         let lane = self.lane_mut(id);
         lane.ring_mut(pool).push_front(no);
-        lane.set_room(pool, Room::Waits);
+        lane.set_room(pool, Room::Waits(ticket));
         self.count_lane(id, now);
     }
 
-    /// Whether the account waits for room in one of the pools: what it has in memory is not sent, and more would not be.
-    pub(in super::super) fn waits_for_room(&self, account: &AccountId) -> bool {
-        self.lane_of(account).is_some_and(|lane| lane.rooms.contains(&Room::Waits))
+    /// The size of the event that the lane would send first from this pool; `None`: what was to be sent has left
+    /// memory, say, or belongs to another pool by now.
+    pub(in super::super) fn first_in_ring(
+        &self,
+        id: LaneId,
+        pool: Pool,
+        now: Tick,
+    ) -> Option<usize> {
+        let (_, lane) = self.lane(id);
+        let queue = self.at(*lane.ring(pool).front()?);
+        let pending = queue.pending().filter(|pending| pending.is_sendable(now))?;
+        let first = pending.first_ready().filter(|_| queue.pool(now) == pool)?;
+        Some(first.held.event.size_bytes())
     }
 
-    /// There is room for what the lane waits for.
-    pub(in super::super) fn note_called(&mut self, id: LaneId, pool: Pool, now: Tick) {
-        self.lane_mut(id).set_room(pool, Room::Called);
-        self.count_lane(id, now);
+    /// Whether the account waits for room in this pool: what is in memory of it is not sent from there, and more would
+    /// not be.
+    pub(in super::super) fn waits_for_room(&self, account: AccountNo, pool: Pool) -> bool {
+        self.lane_in(account).is_some_and(|lane| lane.ticket(pool).is_some())
     }
 
-    /// Whether the lane has been called since it last asked for room in the pool; it is not any more.
-    pub(in super::super) fn take_called(&mut self, id: LaneId, pool: Pool) -> bool {
+    /// The lane stands in line no more; `called`: there is room for what it waited for. Whose it is.
+    pub(in super::super) fn end_wait(
+        &mut self,
+        id: LaneId,
+        pool: Pool,
+        called: bool,
+        now: Tick,
+    ) -> AccountNo {
         let lane = self.lane_mut(id);
-        let is_called = lane.room(pool) == Room::Called;
-        if is_called {
-            lane.set_room(pool, Room::Unasked);
-        }
-        is_called
+        let Some(ticket) = lane.ticket(pool) else { panic!("{id:?} does not wait in {pool:?}") };
+        lane.set_room(pool, if called { Room::Called(ticket) } else { Room::Unasked });
+        self.count_lane(id, now);
+        self.account_of_lane(id)
+    }
+
+    /// The lane, which was called, has its turn in the pool.
+    pub(in super::super) fn end_call(&mut self, id: LaneId, pool: Pool) {
+        self.lane_mut(id).set_room(pool, Room::Unasked);
     }
 
     /// The lane is gone, and its number another's soon.
@@ -257,7 +301,7 @@ impl Queues {
         let lane = self.lane_mut(id);
         let cause = match lane.unrouted {
             true => Some(Cause::Lookup),
-            false => (is_head || lane.rooms.contains(&Room::Waits)).then_some(Cause::Pool),
+            false => (is_head || lane.waits_for_room()).then_some(Cause::Pool),
         };
         lane.clock.hold(cause, &gate);
     }

@@ -202,6 +202,7 @@ impl Queues {
         if lane.queues > 0 {
             return None;
         }
+        assert!(!lane.waits_for_room(), "a lane is forgotten that waits for room");
         let id = lane.id;
         account.lane = None;
         let name = account.id.clone();

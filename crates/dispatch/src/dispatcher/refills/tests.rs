@@ -1,6 +1,7 @@
 //! Against a naive model: a list of those that stand in line, and since when each account waits for its turn.
 
 use proptest::prelude::*;
+use rand::SeedableRng;
 
 use super::*;
 use walhook_core::event::{AccountId, EndpointId};
@@ -8,16 +9,28 @@ use walhook_core::event::{AccountId, EndpointId};
 #[derive(Debug, Clone)]
 enum Action {
     Join(usize),
-    /// The first of the line is asked for, or cannot be read now.
-    Look(bool),
+    /// What is done with the first of the line.
+    Look(Look),
+    /// One of the accounts waits for nothing any more.
+    GoOn(usize),
     Begin(usize),
     End,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Look {
+    Asked,
+    NotNow,
+    /// Its account waits for room.
+    Aside,
 }
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (0usize..6).prop_map(Action::Join),
-        4 => any::<bool>().prop_map(Action::Look),
+        4 => prop_oneof![Just(Look::Asked), Just(Look::NotNow), Just(Look::Aside)]
+            .prop_map(Action::Look),
+        2 => (0usize..3).prop_map(Action::GoOn),
         1 => (1usize..5).prop_map(Action::Begin),
         1 => Just(Action::End),
     ]
@@ -25,28 +38,38 @@ fn action() -> impl Strategy<Value = Action> {
 
 #[derive(Default)]
 struct Model {
-    line: Vec<(AccountNo, QueueNo)>,
+    line: Vec<(Turn, QueueNo)>,
     /// Since when each account that stands in line waits for its turn.
-    since: BTreeMap<AccountNo, usize>,
+    since: BTreeMap<Turn, usize>,
+    aside: BTreeSet<Turn>,
 }
 
 impl Model {
-    fn push(&mut self, account: AccountNo, queue: QueueNo, moment: usize) {
-        self.line.push((account, queue));
-        self.since.entry(account).or_insert(moment);
+    fn push(&mut self, turn: Turn, queue: QueueNo, moment: usize) {
+        self.line.push((turn, queue));
+        if !self.aside.contains(&turn) {
+            self.since.entry(turn).or_insert(moment);
+        }
     }
 
-    fn pop(&mut self, moment: usize) -> Option<(AccountNo, QueueNo)> {
-        let (account, _) = self.since.iter().min_by_key(|(_, since)| **since)?;
-        let account = *account;
-        let at = self.line.iter().position(|(of, _)| *of == account).unwrap();
+    fn pop(&mut self, moment: usize) -> Option<(Turn, QueueNo)> {
+        let (turn, _) = self.since.iter().min_by_key(|(_, since)| **since)?;
+        let turn = *turn;
+        let at = self.line.iter().position(|(of, _)| *of == turn).unwrap();
         let first = self.line.remove(at);
-        if self.line.iter().any(|(of, _)| *of == account) {
-            self.since.insert(account, moment);
-        } else {
-            self.since.remove(&account);
-        }
+        self.since.remove(&turn);
+        self.go_on(turn, moment);
         Some(first)
+    }
+
+    fn go_on(&mut self, turn: Turn, moment: usize) {
+        if self.line.iter().any(|(of, _)| *of == turn) {
+            self.since.insert(turn, moment);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.line.iter().filter(|(turn, _)| !self.aside.contains(turn)).count()
     }
 }
 
@@ -65,26 +88,41 @@ proptest! {
             queues.deferred_or_new(no);
             no
         }).collect();
-        let account_of: Vec<AccountNo> = numbers.iter().map(|no| queues.at(*no).account()).collect();
+        let turn_of: Vec<Turn> =
+            numbers.iter().map(|no| (queues.at(*no).account(), Pool::Fast)).collect();
         let mut model = Model::default();
         let mut reserved = None;
         for (moment, action) in actions.into_iter().enumerate() {
             match action {
                 Action::Join(queue) => {
-                    refills.join(numbers[queue], &mut queues);
-                    if !model.line.contains(&(account_of[queue], numbers[queue])) {
-                        model.push(account_of[queue], numbers[queue], moment);
+                    refills.join(numbers[queue], &mut queues, Tick(0));
+                    if !model.line.contains(&(turn_of[queue], numbers[queue])) {
+                        model.push(turn_of[queue], numbers[queue], moment);
                     }
                 }
-                Action::Look(asked) => {
+                Action::Look(look) => {
                     let first = refills.pop();
                     prop_assert_eq!(first, model.pop(moment));
-                    let Some((account, first)) = first else { continue };
-                    if asked {
-                        queues.with_row(first).leave_line();
-                    } else {
-                        refills.put_back(account, first);
-                        model.push(account, first, moment);
+                    let Some((turn, first)) = first else { continue };
+                    match look {
+                        Look::Asked => _ = queues.with_row(first).set_in_line(None),
+                        Look::NotNow => {
+                            refills.put_back(turn, first);
+                            model.push(turn, first, moment);
+                        }
+                        Look::Aside => {
+                            refills.put_aside(turn, first);
+                            model.aside.insert(turn);
+                            model.since.remove(&turn);
+                            model.push(turn, first, moment);
+                        }
+                    }
+                }
+                Action::GoOn(account) => {
+                    let turn = turn_of[account * 2];
+                    refills.go_on(turn.0, turn.1);
+                    if model.aside.remove(&turn) {
+                        model.go_on(turn, moment);
                     }
                 }
                 Action::Begin(pages) if refills.pages_at_most(room) >= pages => {
@@ -99,7 +137,7 @@ proptest! {
                 Action::End => prop_assert_eq!(refills.end().0, reserved.take().unwrap_or(0)),
                 Action::Begin(_) => {}
             }
-            prop_assert_eq!(refills.looks(), model.line.len());
+            prop_assert_eq!(refills.looks(), model.len());
             prop_assert_eq!(refills.reserved(), reserved.unwrap_or(0));
             prop_assert!(reserved.is_none() || refills.pages_at_most(usize::MAX) == 0);
         }
@@ -113,7 +151,7 @@ fn ten_thousand_queues_of_one_account_delay_anothers_by_one_page() {
         let endpoint = EndpointId::new(format!("{account}-{endpoint}"));
         let no = queues.intern(&AccountId::new(account), &endpoint);
         queues.deferred_or_new(no);
-        refills.join(no, &mut queues);
+        refills.join(no, &mut queues, Tick(0));
         no
     };
     let large = join("large", 0);
@@ -128,4 +166,21 @@ fn heads_that_are_known_are_bounded_by_memory() {
     let refills = Refills::new(1 << 20);
     let max = (1 << 20) / 16 / HEAD_BYTES;
     assert_eq!((refills.heads(max - 1), refills.heads(max)), (HEADS_MAX, HEADS_MIN));
+}
+
+#[test]
+fn queue_whose_pool_is_another_by_now_stands_there_alone() {
+    let (mut queues, mut refills) = (Queues::new(1), Refills::new(1 << 20));
+    let no = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));
+    let account = queues.at(no).account();
+    queues.deferred_or_new(no);
+    refills.join(no, &mut queues, Tick(0));
+    let (turn, first) = refills.pop().unwrap();
+    refills.put_aside(turn, first);
+    assert_eq!(refills.looks(), 0, "it waits for room, and is not looked at");
+    queues.with_row(no).open_breaker(Tick(0), &mut rand::rngs::SmallRng::seed_from_u64(1));
+    refills.join(no, &mut queues, Tick(0));
+    assert_eq!(refills.pop(), Some(((account, Pool::Probe), no)));
+    refills.go_on(account, Pool::Fast);
+    assert_eq!(refills.pop(), None);
 }

@@ -2,9 +2,12 @@
 
 use super::*;
 use crate::dispatcher::rig::{Rig, settings};
-use crate::dispatcher::{Dispatch, Settings};
+use crate::dispatcher::{Dispatch, OperatorInput, Settings};
 use std::time::Duration;
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::id::JobId;
+use walhook_core::persist::{BacklogRow, Blocked, QueueId};
 
 #[test]
 fn event_within_its_slot_s_share_needs_no_room() {
@@ -33,14 +36,16 @@ fn pools_have_rooms_of_their_own_and_an_event_larger_than_one_goes_alone() {
 fn who_waits_is_called_in_turn_and_passed_by_nobody() {
     let mut rooms = Rooms::new(6_400, 8);
     rooms.take(Pool::Fast, 1_500);
-    rooms.wait(Pool::Fast, LaneId(1), 900);
-    rooms.wait(Pool::Fast, LaneId(2), 120);
+    let first = rooms.wait(Pool::Fast, LaneId(1), 900, None);
+    let second = rooms.wait(Pool::Fast, LaneId(2), 120, None);
     assert_eq!(rooms.call(Pool::Fast), None, "no room for the first");
     assert!(!rooms.has(Pool::Fast, 101), "nobody goes before it");
     rooms.give_back(Pool::Fast, 1_500, false);
     assert_eq!(rooms.call(Pool::Fast), Some(LaneId(1)));
     assert!(rooms.has_for_called(Pool::Fast, 900));
-    rooms.forget(LaneId(2));
+    rooms.wait(Pool::Fast, LaneId(1), 900, Some(first));
+    assert_eq!(rooms.call(Pool::Fast), Some(LaneId(1)), "where it stood before");
+    rooms.set_needs(Pool::Fast, second, 0);
     assert_eq!(rooms.call(Pool::Fast), None);
     assert!(rooms.has(Pool::Fast, 101));
 }
@@ -50,13 +55,14 @@ fn no_more_is_given_up_than_is_wanted() {
     let mut rooms = Rooms::new(6_400, 8);
     (0..2).for_each(|_| rooms.take(Pool::Fast, 800));
     assert!(!rooms.is_wanted(Pool::Fast), "nobody waits");
-    rooms.wait(Pool::Fast, LaneId(1), 700);
+    rooms.wait(Pool::Fast, LaneId(1), 700, None);
     assert!(rooms.is_wanted(Pool::Fast));
     rooms.note_leaving(Pool::Fast, 800);
     assert!(!rooms.is_wanted(Pool::Fast), "it will have room");
     rooms.give_back(Pool::Fast, 800, true);
     assert_eq!(rooms.call(Pool::Fast), Some(LaneId(1)));
 }
+
 const LARGE: usize = 900_000;
 
 fn aborted(rig: &mut Rig) -> usize {
@@ -141,4 +147,106 @@ fn large_event_that_takes_long_is_given_up_for_others_alone() {
     assert_eq!(aborted(&mut rig), 1, "no more than it needs");
     let sent = rig.send();
     assert_eq!(sent.iter().map(account).collect::<Vec<_>>(), ["late"]);
+}
+
+/// As many accounts as have room in the fast pool have a large event in flight.
+fn full_room() -> (Rig, Vec<DeliveryId>) {
+    let mut rig = Rig::new(settings());
+    for n in 0..settings().memory_limit / 4 / LARGE {
+        rig.commit_large(&format!("large-{n}"), LARGE);
+    }
+    let ids = rig.send().iter().map(|sent| sent.attempt.first().id).collect();
+    (rig, ids)
+}
+
+fn pause(rig: &mut Rig, endpoint: &str) {
+    let (job, endpoint) = (JobId(1), EndpointId::new(endpoint));
+    let pause = OperatorInput::Pause { job, endpoint, reason: String::new() };
+    rig.dispatcher.handle_operator(pause, rig.now);
+}
+
+#[test]
+fn account_whose_event_has_left_memory_waits_for_room_no_more() {
+    let (mut rig, ids) = full_room();
+    rig.commit_large("first", LARGE);
+    rig.commit_large("second", LARGE);
+    assert!(rig.send().is_empty() && rig.dispatcher.sending.is_room_waited_for());
+    pause(&mut rig, "first");
+    rig.answer(ids[0], 200);
+    assert_eq!(rig.send().iter().map(account).collect::<Vec<_>>(), ["second"]);
+    assert!(!rig.dispatcher.sending.is_room_waited_for());
+
+    rig.commit_large("third", LARGE);
+    assert!(rig.send().is_empty());
+    pause(&mut rig, "third");
+    rig.wait(Duration::from_secs(2));
+    rig.send();
+    assert_eq!(aborted(&mut rig), 0, "nobody wants what they hold");
+}
+
+#[test]
+fn account_whose_routes_are_looked_up_keeps_nobody_from_the_room() {
+    let (mut rig, ids) = full_room();
+    rig.commit_large("first", LARGE);
+    rig.commit_large("second", LARGE);
+    assert!(rig.send().is_empty());
+    let first = rig.dispatcher.queues.lane_id_of(&AccountId::new("first")).unwrap();
+    rig.dispatcher.queues.set_unrouted(first, true, rig.now);
+    rig.answer(ids[0], 200);
+    assert_eq!(rig.send().iter().map(account).collect::<Vec<_>>(), ["second"]);
+}
+
+/// An earlier leader has left rows of the account for this endpoint.
+fn recover_rows(rig: &mut Rig, account: &str, endpoint: &str) -> QueueId {
+    let (account, endpoint) = (AccountId::new(account), EndpointId::new(endpoint));
+    let queue = QueueId { account, endpoint };
+    rig.dispatcher.recover_deferred(vec![BacklogRow {
+        queue: queue.clone(),
+        blocked: Blocked::Keys(vec![]),
+        rows: 3,
+        failing_since_us: None,
+        stopped_us: 0,
+        open_until_us: None,
+    }]);
+    queue
+}
+
+fn pages(rig: &mut Rig) -> Vec<QueueId> {
+    let pages = rig.dispatcher.poll_refill(rig.now).unwrap_or_default();
+    pages.into_iter().map(|page| page.queue).collect()
+}
+
+#[test]
+fn rows_are_not_read_back_while_their_account_waits_for_room_and_cost_no_look() {
+    let (mut rig, ids) = full_room();
+    rig.commit_large("a", LARGE);
+    assert!(rig.send().is_empty());
+    let queues: Vec<QueueId> =
+        (0..40).map(|n| recover_rows(&mut rig, "a", &format!("b{n}"))).collect();
+    assert!(pages(&mut rig).is_empty());
+    assert_eq!(rig.dispatcher.deferral.line.looks(), 0);
+    rig.answer(ids[0], 200);
+    assert_eq!(rig.send().len(), 1);
+    let read = pages(&mut rig);
+    assert!(!read.is_empty() && read.iter().all(|queue| queues.contains(queue)));
+}
+
+#[test]
+fn rows_of_another_pool_are_read_back_while_their_account_waits_for_room() {
+    let mut rig = Rig::new(settings());
+    let room = settings().memory_limit / 4 / LARGE;
+    let accounts: Vec<String> = (0..=room).map(|n| format!("slow-{n}")).collect();
+    accounts.iter().for_each(|account| _ = rig.commit(account));
+    let sent = rig.send();
+    rig.wait(Duration::from_millis(1_200));
+    sent.iter().for_each(|sent| rig.answer(sent.attempt.first().id, 200));
+    accounts.iter().for_each(|account| rig.commit_large(account, LARGE));
+    assert_eq!(rig.send().len(), room);
+    let waits = &accounts[room];
+    let id = AccountId::new(waits.as_str());
+    let no = rig.dispatcher.queues.account(&id).unwrap();
+    assert!(rig.dispatcher.queues.waits_for_room(no, Pool::Slow));
+    // Nothing is known of this endpoint: it counts as quick.
+    let queue = recover_rows(&mut rig, waits, "quick");
+    assert_eq!(pages(&mut rig), [queue]);
 }

@@ -70,6 +70,9 @@ impl Dispatcher {
         } else {
             in_memory.health_mut().request_ended(started, held_for);
         }
+        if outcome.meaning == Meaning::Aborted {
+            in_memory.health_mut().request_given_up();
+        }
         in_memory.was_sent();
         let in_flight = in_memory.in_flight();
         in_memory.health_mut().adapt(outcome.meaning, in_flight);

@@ -86,6 +86,11 @@ impl Health {
         self.hold.ended(started, held_for);
     }
 
+    /// A request was given up, and has ended.
+    pub fn request_given_up(&mut self) {
+        self.hold.given_up();
+    }
+
     /// A request was not sent after all.
     pub fn request_withdrawn(&mut self, started: Tick) {
         self.hold.withdrawn(started);

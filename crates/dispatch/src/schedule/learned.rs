@@ -46,6 +46,12 @@ impl HoldEstimate {
             Some(self.ewma_us.map_or(hold, |ewma| ewma - ewma / EWMA_PARTS + hold / EWMA_PARTS));
     }
 
+    /// A request was given up: the next one is expected to hold its slot for as long as a slow one.
+    pub fn given_up(&mut self) {
+        let slow = micros(SLOW_AFTER);
+        self.ewma_us = Some(self.ewma_us.map_or(slow, |ewma| ewma.max(slow)));
+    }
+
     /// The request that started at `started` was not sent after all: it tells nothing.
     pub fn withdrawn(&mut self, started: Tick) {
         let starts_us = self.starts_us.checked_sub(u128::from(started.0));
@@ -199,6 +205,22 @@ mod tests {
         assert_eq!(hold.expected(start + ms(1_200)), ms(1_200));
         hold.ended(start + ms(400), ms(800));
         assert_eq!(hold.expected(start + ms(60_000)), ms(1_150), "nothing in flight has no age");
+    }
+
+    #[test]
+    fn hold_estimate_is_slow_once_a_request_was_given_up_however_quick_those_before_were() {
+        let mut hold = HoldEstimate::new();
+        for held in [80; 20].into_iter().chain([1_000]) {
+            hold.started(Tick(0));
+            hold.ended(Tick(0), ms(held));
+        }
+        assert_eq!(hold.pool(Tick(0)), Pool::Fast);
+        hold.given_up();
+        assert_eq!(hold.pool(Tick(0)), Pool::Slow);
+        hold.started(Tick(0));
+        hold.ended(Tick(0), ms(5_000));
+        hold.given_up();
+        assert_eq!(hold.expected(Tick(0)), ms(1_500), "it is not made quicker");
     }
 
     #[test]

@@ -250,3 +250,25 @@ fn rows_of_another_pool_are_read_back_while_their_account_waits_for_room() {
     let queue = recover_rows(&mut rig, waits, "quick");
     assert_eq!(pages(&mut rig), [queue]);
 }
+
+#[test]
+fn large_event_that_was_given_up_is_sent_from_the_slow_pool_next() {
+    let mut rig = Rig::new(settings());
+    for _ in 0..20 {
+        rig.commit("quick");
+        let sent = rig.send();
+        rig.wait(Duration::from_millis(80));
+        rig.answer(sent[0].attempt.first().id, 200);
+    }
+    rig.commit_large("quick", LARGE);
+    let id = rig.send()[0].attempt.first().id;
+    rig.wait(Duration::from_secs(1));
+    rig.dispatcher.handle_outcome(
+        id,
+        &Outcome::new(Meaning::Aborted, Duration::from_secs(1)),
+        rig.now,
+    );
+    let id = AccountId::new("quick");
+    let queue = rig.dispatcher.queues.queues_of(&id)[0];
+    assert_eq!(rig.dispatcher.queues.at(queue).pool(rig.now), Pool::Slow);
+}

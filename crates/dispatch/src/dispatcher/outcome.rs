@@ -54,7 +54,8 @@ impl Dispatcher {
         outcome: &Outcome,
         now: Tick,
     ) -> Option<Settled> {
-        let Request { queue, started, held_for, outdated, doubtful } = self.sending.end(id, now)?;
+        let Request { queue, started, held_for, outdated, doubtful, was_large } =
+            self.sending.end(id, now)?;
         self.outbox.count_outcome();
         self.queues.count_in_flight(queue, -1, now);
         if doubtful {
@@ -69,6 +70,9 @@ impl Dispatcher {
             in_memory.health_mut().request_withdrawn(started);
         } else {
             in_memory.health_mut().request_ended(started, held_for);
+        }
+        if was_large {
+            in_memory.health_mut().large_ended(outcome.meaning);
         }
         if outcome.meaning == Meaning::Aborted {
             in_memory.health_mut().request_given_up();

@@ -9,7 +9,7 @@ use super::Dispatcher;
 use super::ending::{End, Ended};
 use super::outbox::Behind;
 use super::queues::QueueNo;
-use super::rooms::Ticket;
+use super::rooms::{Room, Ticket};
 use super::sending::{Sending, Wake};
 use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId};
 use walhook_core::endpoint::Endpoint;
@@ -98,13 +98,17 @@ impl Dispatcher {
     /// it as long as they could not take it.
     fn call_for_room(&mut self, now: Tick) {
         for pool in Pool::ALL {
-            while let Some(lane) = self.sending.call_for_room(pool) {
-                self.end_wait_for_room(lane, pool, true, now);
-                self.sync_lane(lane);
-                let is_unrouted = self.queues.lane(lane).1.is_unrouted();
-                if !is_unrouted && self.queues.first_in_ring(lane, pool, now).is_some() {
-                    break;
-                }
+            Room::of_pool(pool).for_each(|room| self.call_for(room, pool, now));
+        }
+    }
+
+    fn call_for(&mut self, room: Room, pool: Pool, now: Tick) {
+        while let Some(lane) = self.sending.call_for_room(room) {
+            self.end_wait_for_room(lane, pool, true, now);
+            self.sync_lane(lane);
+            let is_unrouted = self.queues.lane(lane).1.is_unrouted();
+            if !is_unrouted && self.queues.first_in_ring(lane, pool, now).is_some() {
+                return;
             }
         }
     }
@@ -114,9 +118,8 @@ impl Dispatcher {
         for pool in Pool::ALL {
             let Some(ticket) = self.queues.lane(id).1.ticket(pool) else { continue };
             let first = self.queues.first_in_ring(id, pool, now);
-            let needs = first.map_or(0, |bytes| self.sending.needs_room(bytes));
-            self.sending.set_needs(pool, ticket, needs);
-            if needs == 0 {
+            let need = first.and_then(|(room, bytes)| self.sending.need(room, bytes));
+            if self.sending.renew_need(ticket, need) {
                 self.end_wait_for_room(id, pool, false, now);
             }
         }
@@ -205,9 +208,10 @@ impl Dispatcher {
                 }),
             },
         };
-        let needs = self.sending.needs_room(bytes);
-        if needs > 0
-            && let Err(ticket) = self.sending.find_room((lane, pool), needs, called)
+        let room = Room::of(pool, in_memory.health().has_answered());
+        let need = self.sending.need(room, bytes);
+        if let Some(need) = need
+            && let Err(ticket) = self.sending.find_room(lane, need, called)
         {
             self.queues.wait_for_room((lane, queue), (pool, ticket), now);
             return None;
@@ -217,7 +221,7 @@ impl Dispatcher {
         self.sending.start(
             (lane, pool),
             queue,
-            (delivery, needs),
+            (delivery, need),
             (in_memory.health().expected_hold(now), in_memory.health().known_hold()),
             now,
         );

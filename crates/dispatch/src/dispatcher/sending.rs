@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::super::map::NumberMap;
 use super::super::schedule::{Charge, LaneId, Pace, Pool, Scheduler, divided};
 use super::queues::{Lane, QueueNo};
-use super::rooms::{Rooms, Ticket};
+use super::rooms::{Need, Room, Rooms, Ticket};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Share;
 use walhook_core::tick::Tick;
@@ -42,8 +42,8 @@ pub(super) enum Wake {
 struct Request {
     queue: QueueNo,
     charge: Charge,
-    /// What its event takes of the pool's room.
-    room: usize,
+    /// What its event takes of a room.
+    need: Option<Need>,
     started: Tick,
     /// It was given up for the room that it takes.
     leaves: bool,
@@ -65,6 +65,8 @@ pub(super) struct Ended {
     pub(super) outdated: bool,
     /// Nothing was heard of who carried it.
     pub(super) doubtful: bool,
+    /// Its event was large: it took room.
+    pub(super) was_large: bool,
 }
 
 /// See the module's documentation.
@@ -156,32 +158,33 @@ impl Sending {
         self.scheduler.first_in_line(pool)
     }
 
-    /// The room that a request with an event of so many bytes needs beside its slot.
-    pub(super) fn needs_room(&self, bytes: usize) -> usize {
-        self.rooms.needs(bytes)
+    /// What a request with an event of so many bytes needs of that room beside its slot.
+    pub(super) fn need(&self, room: Room, bytes: usize) -> Option<Need> {
+        self.rooms.need(room, bytes)
     }
 
-    /// Whether the pool has so much room. Where it has not, the lane, whose turn it is, stands in line from now on;
+    /// Whether there is room for it. Where there is none, the lane, whose turn it is, stands in line from now on;
     /// `called`: where it stood before.
     ///
     /// # Errors
     /// Its place in line.
     pub(super) fn find_room(
         &mut self,
-        (lane, pool): (LaneId, Pool),
-        needs: usize,
+        lane: LaneId,
+        need: Need,
         called: Option<Ticket>,
     ) -> Result<(), Ticket> {
         let has = match called {
-            Some(_) => self.rooms.has_for_called(pool, needs),
-            None => self.rooms.has(pool, needs),
+            Some(ticket) if ticket.room == need.room => self.rooms.has_for_called(need),
+            Some(_) | None => self.rooms.has(need),
         };
-        if has { Ok(()) } else { Err(self.rooms.wait(pool, lane, needs, called)) }
+        if has { Ok(()) } else { Err(self.rooms.wait(need, lane, called)) }
     }
 
-    /// The lane with this ticket needs so much room by now; none: it stands in line no more.
-    pub(super) fn set_needs(&mut self, pool: Pool, ticket: Ticket, needs: usize) {
-        self.rooms.set_needs(pool, ticket, needs);
+    /// The lane with this ticket needs so much room by now. Whether that is nothing for which it stood in line: it has
+    /// left it.
+    pub(super) fn renew_need(&mut self, ticket: Ticket, need: Option<Need>) -> bool {
+        self.rooms.renew(ticket, need)
     }
 
     /// Whether a lane waits for room, in whichever pool.
@@ -189,18 +192,18 @@ impl Sending {
         self.rooms.is_waited_for()
     }
 
-    /// The lane that has waited longest for room in the pool, where there is room for it.
-    pub(super) fn call_for_room(&mut self, pool: Pool) -> Option<LaneId> {
-        self.rooms.call(pool)
+    /// The lane that has waited longest in this line, where there is room for it.
+    pub(super) fn call_for_room(&mut self, room: Room) -> Option<LaneId> {
+        self.rooms.call(room)
     }
 
-    /// A request of the lane is sent, which takes so much of the room of the pool whose turn it was. Of its hold time:
-    /// what is expected, and what is known.
+    /// A request of the lane is sent from this pool, and takes so much room, which is there. Of its hold time: what is
+    /// expected, and what is known.
     pub(super) fn start(
         &mut self,
         (lane, pool): (LaneId, Pool),
         queue: QueueNo,
-        (delivery, room): (DeliveryId, usize),
+        (delivery, need): (DeliveryId, Option<Need>),
         (expected, known): (Duration, Option<Duration>),
         now: Tick,
     ) {
@@ -208,10 +211,12 @@ impl Sending {
             self.pace.sent(now, known.unwrap_or_default(), self.scheduler.total(pool));
         }
         let charge = self.scheduler.start(lane, pool, expected);
-        self.rooms.take(pool, room);
+        if let Some(need) = need {
+            self.rooms.take(need);
+        }
         let (leaves, outdated, doubtful, spared) = Default::default();
         let request =
-            Request { queue, charge, room, started: now, leaves, outdated, doubtful, spared };
+            Request { queue, charge, need, started: now, leaves, outdated, doubtful, spared };
         let before = self.in_flight.insert(delivery, request);
         assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
         if pool == Pool::Fast {
@@ -255,12 +260,14 @@ impl Sending {
         delivery: DeliveryId,
         held_for: impl FnOnce(Tick) -> Duration,
     ) -> Option<Ended> {
-        let Request { queue, charge, room, started, leaves, outdated, doubtful, .. } =
+        let Request { queue, charge, need, started, leaves, outdated, doubtful, .. } =
             self.in_flight.remove(&delivery)?;
         let held_for = held_for(started);
-        self.rooms.give_back(charge.pool(), room, leaves);
+        if let Some(need) = need {
+            self.rooms.give_back(need, leaves);
+        }
         self.scheduler.finish(charge, held_for);
-        Some(Ended { queue, started, held_for, outdated, doubtful })
+        Some(Ended { queue, started, held_for, outdated, doubtful, was_large: need.is_some() })
     }
 
     /// Nothing is heard of who carries the request, or something again. Whose it is, where that is news.
@@ -324,23 +331,29 @@ impl Sending {
         let Some(request) = request.filter(|request| request.charge.pool() == Pool::Fast) else {
             return true;
         };
-        if self.rooms.has(Pool::Slow, request.room)
+        let moved = request.need.map(|need| Need { room: Room::Silent, ..need });
+        if moved.is_none_or(|need| self.rooms.has(need))
             && self.scheduler.move_to_slow(&mut request.charge)
         {
-            self.rooms.give_back(Pool::Fast, request.room, false);
-            self.rooms.take(Pool::Slow, request.room);
+            if let Some((need, moved)) = request.need.zip(moved) {
+                self.rooms.give_back(need, false);
+                self.rooms.take(moved);
+                request.need = Some(moved);
+            }
             return true;
         }
         if request.doubtful {
             request.spared = true;
             return true;
         }
-        let is_wanted = request.room > 0 && self.rooms.is_wanted(Pool::Fast);
+        let is_wanted = request.need.is_some() && self.rooms.is_wanted(Room::Fast);
         if !is_wanted && !self.scheduler.is_pressed() {
             return false;
         }
         request.leaves = true;
-        self.rooms.note_leaving(Pool::Fast, request.room);
+        if let Some(need) = request.need {
+            self.rooms.note_leaving(need);
+        }
         self.aborting.push_back(id);
         true
     }
@@ -393,7 +406,7 @@ impl Sending {
         // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
         let room = self.scheduler.has_slow() || self.scheduler.is_pressed();
         let old = self.ageing.front().filter(|_| room).map(|(start, _)| *start + FAST_HOLD);
-        let is_wanted = !self.large.is_empty() && self.rooms.is_wanted(Pool::Fast);
+        let is_wanted = !self.large.is_empty() && self.rooms.is_wanted(Room::Fast);
         let large = is_wanted.then_some(Tick(0));
         let probe = self.probes.peek().map(|Reverse((at, ..))| *at);
         timer.into_iter().chain(old).chain(large).chain(probe).chain(self.paced).min()

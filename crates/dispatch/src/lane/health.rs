@@ -22,6 +22,8 @@ pub struct Health {
     failures: FailureWindow,
     /// How many it takes at once.
     limit: AdaptiveLimit,
+    /// It has answered the last large event.
+    has_answered: bool,
 }
 
 impl Health {
@@ -32,6 +34,7 @@ impl Health {
             answers: AnswerTime::default(),
             failures: FailureWindow::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
+            has_answered: false,
         }
     }
 
@@ -89,6 +92,24 @@ impl Health {
     /// A request was given up, and has ended.
     pub fn request_given_up(&mut self) {
         self.hold.given_up();
+    }
+
+    /// What came of a request with a large event.
+    pub fn large_ended(&mut self, meaning: Meaning) {
+        match meaning {
+            Meaning::Delivered | Meaning::Gone | Meaning::Refused { .. } => {
+                self.has_answered = true;
+            }
+            Meaning::TimedOut | Meaning::Failed | Meaning::Aborted => self.has_answered = false,
+            // It was not sent, or nobody knows.
+            Meaning::Invalid | Meaning::Oversize | Meaning::Lost | Meaning::Local => {}
+        }
+    }
+
+    /// Whether it has answered the last large event; not, where it had none.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        self.has_answered
     }
 
     /// A request was not sent after all.

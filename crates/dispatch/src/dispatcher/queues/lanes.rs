@@ -6,7 +6,7 @@ use super::super::super::clock::{Clock, Reading};
 use super::super::super::route::RoutesNo;
 use super::super::super::schedule::{LaneId, POOLS, Pool};
 use super::super::classes::Usage;
-use super::super::rooms::Ticket;
+use super::super::rooms::{Room, Ticket};
 use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
 use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
@@ -14,7 +14,7 @@ use walhook_core::waits::Cause;
 
 /// How a lane stands to the room for large events of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Room {
+enum ForRoom {
     #[default]
     Unasked,
     /// It stands in line: nothing of it is sent from the pool.
@@ -32,7 +32,7 @@ pub(in super::super) struct Lane {
     fast: VecDeque<QueueNo>,
     slow: VecDeque<QueueNo>,
     probe: VecDeque<QueueNo>,
-    rooms: [Room; POOLS],
+    rooms: [ForRoom; POOLS],
     /// Its queues that are in memory.
     pub(super) queues: usize,
     pub(super) pending: usize,
@@ -73,16 +73,16 @@ impl Lane {
     /// Its place in line, where it waits for room in this pool.
     pub(in super::super) fn ticket(&self, pool: Pool) -> Option<Ticket> {
         match self.room(pool) {
-            Room::Waits(ticket) => Some(ticket),
-            Room::Unasked | Room::Called(_) => None,
+            ForRoom::Waits(ticket) => Some(ticket),
+            ForRoom::Unasked | ForRoom::Called(_) => None,
         }
     }
 
     /// Where it stood in line, if it was called from there and has had no turn in this pool since.
     pub(in super::super) fn called(&self, pool: Pool) -> Option<Ticket> {
         match self.room(pool) {
-            Room::Called(ticket) => Some(ticket),
-            Room::Unasked | Room::Waits(_) => None,
+            ForRoom::Called(ticket) => Some(ticket),
+            ForRoom::Unasked | ForRoom::Waits(_) => None,
         }
     }
 
@@ -91,11 +91,11 @@ impl Lane {
         Pool::ALL.into_iter().any(|pool| self.ticket(pool).is_some())
     }
 
-    fn room(&self, pool: Pool) -> Room {
+    fn room(&self, pool: Pool) -> ForRoom {
         self.rooms.get(pool as usize).copied().unwrap_or_default()
     }
 
-    fn set_room(&mut self, pool: Pool, room: Room) {
+    fn set_room(&mut self, pool: Pool, room: ForRoom) {
         if let Some(of_pool) = self.rooms.get_mut(pool as usize) {
             *of_pool = room;
         }
@@ -242,23 +242,23 @@ impl Queues {
         self.in_use(no).set_ring(Some(pool));
         let lane = self.lane_mut(id);
         lane.ring_mut(pool).push_front(no);
-        lane.set_room(pool, Room::Waits(ticket));
+        lane.set_room(pool, ForRoom::Waits(ticket));
         self.count_lane(id, now);
     }
 
-    /// The size of the event that the lane would send first from this pool; `None`: what was to be sent has left
-    /// memory, say, or belongs to another pool by now.
+    /// The size of the event that the lane would send first from this pool, and the room that it would need there;
+    /// `None`: what was to be sent has left memory, say, or belongs to another pool by now.
     pub(in super::super) fn first_in_ring(
         &self,
         id: LaneId,
         pool: Pool,
         now: Tick,
-    ) -> Option<usize> {
+    ) -> Option<(Room, usize)> {
         let (_, lane) = self.lane(id);
         let queue = self.at(*lane.ring(pool).front()?);
         let pending = queue.pending().filter(|pending| pending.is_sendable(now))?;
         let first = pending.first_ready().filter(|_| queue.pool(now) == pool)?;
-        Some(first.held.event.size_bytes())
+        Some((Room::of(pool, pending.health().has_answered()), first.held.event.size_bytes()))
     }
 
     /// Whether the account waits for room in this pool: what is in memory of it is not sent from there, and more would
@@ -277,14 +277,14 @@ impl Queues {
     ) -> AccountNo {
         let lane = self.lane_mut(id);
         let Some(ticket) = lane.ticket(pool) else { panic!("{id:?} does not wait in {pool:?}") };
-        lane.set_room(pool, if called { Room::Called(ticket) } else { Room::Unasked });
+        lane.set_room(pool, if called { ForRoom::Called(ticket) } else { ForRoom::Unasked });
         self.count_lane(id, now);
         self.account_of_lane(id)
     }
 
     /// The lane, which was called, has its turn in the pool.
     pub(in super::super) fn end_call(&mut self, id: LaneId, pool: Pool) {
-        self.lane_mut(id).set_room(pool, Room::Unasked);
+        self.lane_mut(id).set_room(pool, ForRoom::Unasked);
     }
 
     /// The lane is gone, and its number another's soon.

@@ -9,7 +9,8 @@ use walhook_core::event::{AccountId, EndpointId};
 
 #[derive(Debug, Clone)]
 enum Action {
-    Send(bool),
+    /// From the fast pool or the slow one, with an event of so many bytes.
+    Send(bool, usize),
     End(usize),
     Doubt(usize, bool),
     Pass(u64),
@@ -18,7 +19,8 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        5 => any::<bool>().prop_map(Action::Send),
+        5 => (any::<bool>(), prop_oneof![Just(10usize), 20_000usize..200_000])
+            .prop_map(|(is_fast, bytes)| Action::Send(is_fast, bytes)),
         3 => any::<usize>().prop_map(Action::End),
         2 => any::<(usize, bool)>().prop_map(|(n, doubtful)| Action::Doubt(n, doubtful)),
         3 => (0u64..900_000).prop_map(Action::Pass),
@@ -37,31 +39,43 @@ proptest! {
         let lane = sending.add_lane(1.0);
         let mut queues = Queues::new(1);
         let queue = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));
-        let mut requests: Vec<(DeliveryId, Tick, Pool)> = Vec::new();
+        let mut requests: Vec<(DeliveryId, Tick, Pool, bool)> = Vec::new();
+        let mut waits: Vec<Ticket> = Vec::new();
         let mut timers: Vec<Tick> = Vec::new();
         let mut given_up: Vec<DeliveryId> = Vec::new();
         let mut doubts: BTreeSet<DeliveryId> = BTreeSet::new();
         let (mut now, mut next) = (Tick(0), 0);
         for action in actions {
             match action {
-                Action::Send(is_fast) => {
+                Action::Send(is_fast, bytes) => {
                     let pool = if is_fast { Pool::Fast } else { Pool::Slow };
                     let total = if is_fast { fast } else { slow };
+                    let need = sending.need(Room::of(pool, true), bytes);
                     if sending.in_pool(pool) < total {
+                        if let Some(need) = need
+                            && let Err(ticket) = sending.find_room(lane, need, None)
+                        {
+                            waits.push(ticket);
+                            continue;
+                        }
                         next += 1;
                         let id = DeliveryId(next);
-                        sending.start((lane, pool), queue, (id, 0), (Duration::ZERO, None), now);
-                        requests.push((id, now, pool));
+                        sending.start((lane, pool), queue, (id, need), (Duration::ZERO, None), now);
+                        requests.push((id, now, pool, need.is_some()));
                     }
                 }
                 Action::End(n) if !requests.is_empty() => {
-                    let (id, started, _) = requests.remove(n % requests.len());
+                    let (id, started, _, was_large) = requests.remove(n % requests.len());
                     let ended = sending.end(id, now);
                     let held_for = now.since(started);
                     let (outdated, doubtful) = (false, doubts.remove(&id));
-                    let expected = Ended { queue, started, held_for, outdated, doubtful };
+                    let expected =
+                        Ended { queue, started, held_for, outdated, doubtful, was_large };
                     prop_assert_eq!(ended, Some(expected));
                     prop_assert_eq!(sending.end(id, now), None, "it ends once");
+                    // Whoever waits has found something else.
+                    waits.drain(..).for_each(|ticket| _ = sending.renew_need(ticket, None));
+                    prop_assert!(!sending.is_room_waited_for());
                 }
                 Action::Wake(after) => {
                     let due = now + Duration::from_micros(after);
@@ -78,7 +92,7 @@ proptest! {
             }
             sending.move_old(now);
             while let Some(id) = sending.take_abort() {
-                let (_, started, pool) = requests.iter().find(|(other, ..)| *other == id).unwrap();
+                let (_, started, pool, _) = requests.iter().find(|(other, ..)| *other == id).unwrap();
                 prop_assert!(now.since(*started) >= FAST_HOLD && *pool == Pool::Fast);
                 prop_assert!(!given_up.contains(&id), "given up twice");
                 prop_assert!(!doubts.contains(&id), "given up, and nothing is heard of it");

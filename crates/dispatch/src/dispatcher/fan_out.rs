@@ -108,7 +108,7 @@ impl Dispatcher {
             let Some(account) = self.routing.waiting.next_in_line() else { return };
             if self.route_slice(&account, None, &mut { self.settings.slice }, now) {
                 self.routing.waiting.note_moved();
-                self.relieve_of_routed(now);
+                self.relieve_anew(now);
                 return;
             }
         }

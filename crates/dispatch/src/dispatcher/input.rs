@@ -75,7 +75,7 @@ impl Dispatcher {
             self.unpin_if_idle(&account);
         }
         self.note_seen(&snapshot);
-        self.relieve_of_routed(now);
+        self.relieve_anew(now);
     }
 
     fn handle_event(&mut self, event: Arc<Event>, now: Tick) {

@@ -8,8 +8,13 @@
 //! Invariant: nothing is given back that was not taken, so with nothing pending the count is 0.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::lane::SharedEvent;
+use walhook_core::tick::Tick;
+
+/// While the stream stands still making room is tried so often.
+const TRY_EVERY: Duration = Duration::from_millis(50);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -21,12 +26,18 @@ pub(super) struct MemoryBudget {
     relieve_above: usize,
     /// What the account that holds most held when room was made last.
     level: usize,
+    /// The stream stands still.
+    is_full: bool,
+    /// Not before then making room is tried for that.
+    try_at: Tick,
 }
 
 impl MemoryBudget {
     /// Nothing is taken of `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, pending: 0, connections: 0, relieve_above: 0, level: usize::MAX }
+        let (pending, connections, relieve_above, is_full) = Default::default();
+        let (level, try_at) = (usize::MAX, Tick(0));
+        Self { limit, pending, connections, relieve_above, level, is_full, try_at }
     }
 
     /// So many bytes are pending from now on.
@@ -88,6 +99,22 @@ impl MemoryBudget {
     /// What stays is not what it was: making room may help although it did not before.
     pub(super) fn forget_relief(&mut self) {
         self.relieve_above = 0;
+    }
+
+    /// Whether the stream stands still from now on. Whether making room is to be tried then, whatever came of it before:
+    /// nothing more comes that would have it tried, and what was in flight may give way by now.
+    pub(super) fn note_full(&mut self, is_full: bool, now: Tick) -> bool {
+        self.is_full = is_full;
+        let is_due = is_full && self.try_at <= now;
+        if is_due {
+            self.try_at = now + TRY_EVERY;
+        }
+        is_due
+    }
+
+    /// When making room is to be tried although nothing comes.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        self.is_full.then_some(self.try_at)
     }
 
     /// Whether so much may stay once room is made.
@@ -166,6 +193,18 @@ mod tests {
         assert!(!memory.is_short(5_099) && memory.is_short(5_100));
         memory.note_relief(100, 0);
         assert!(memory.is_short(4_800));
+    }
+
+    #[test]
+    fn making_room_is_tried_every_so_often_while_the_stream_stands_still() {
+        let mut memory = MemoryBudget::new(6_400);
+        assert_eq!(memory.deadline(), None);
+        assert!(memory.note_full(true, Tick(7)) && !memory.note_full(true, Tick(8)));
+        let next = Tick(7) + TRY_EVERY;
+        assert_eq!(memory.deadline(), Some(next));
+        assert!(!memory.note_full(false, Tick(9)) && memory.deadline().is_none());
+        assert!(!memory.note_full(true, Tick(10)), "it goes on and stops: no more often");
+        assert!(memory.note_full(true, next) && !memory.note_full(true, next));
     }
 
     #[test]

@@ -246,7 +246,8 @@ impl Dispatcher {
         let replays = self.replays.deadline().filter(|_| goes_on);
         let slice = self.routing.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
-        let next = [sending, persist, lookup, release, replays, slice, stall];
+        let relief = self.memory.deadline();
+        let next = [sending, persist, lookup, release, replays, slice, stall, relief];
         let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }

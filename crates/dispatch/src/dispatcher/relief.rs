@@ -25,6 +25,8 @@ impl Dispatcher {
     pub(super) fn relieve(&mut self, now: Tick) {
         self.trim_idle();
         if !self.memory.is_tight(self.bytes_to_stay()) {
+            // Whatever comes from now on is not what could not give way.
+            self.memory.forget_relief();
             return;
         }
         self.relieve_of_unrouted(now);
@@ -56,8 +58,8 @@ impl Dispatcher {
         self.memory.note_relief(self.bytes_to_stay(), holders.most().max(stays));
     }
 
-    /// What waited to be routed stands in queues now, and can give way there although it could not before.
-    pub(super) fn relieve_of_routed(&mut self, now: Tick) {
+    /// What could not give way before can by now: it waited to be routed and stands in queues, say, or was in flight.
+    pub(super) fn relieve_anew(&mut self, now: Tick) {
         self.memory.forget_relief();
         self.relieve(now);
     }

@@ -95,12 +95,11 @@ impl Dispatcher {
         }
     }
 
-    /// Whether the stream stands still for want of memory, from now on. Then nothing comes that would have room made,
-    /// although what was in flight may give way by now.
+    /// Whether the stream stands still for want of memory, from now on.
     pub(super) fn note_full(&mut self, now: Tick) {
         let is_full = !self.memory.takes_more(self.committed_bytes());
-        if is_full {
-            self.relieve(now);
+        if self.memory.note_full(is_full, now) {
+            self.relieve_anew(now);
         }
         self.full.set(is_full.then_some(Cause::Memory), spans::at(now));
     }

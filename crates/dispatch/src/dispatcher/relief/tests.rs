@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{Input, OperatorInput, Settings};
+use super::super::{Effect, Input, OperatorInput, Settings};
 use crate::dispatcher::Dispatcher;
 use crate::fixture;
 use crate::lane::{DELIVERY_BYTES, LEAVING_BYTES, Origin, SharedEvent};
@@ -165,7 +166,7 @@ impl World {
     }
 
     fn store(&mut self) {
-        self.now = self.now + std::time::Duration::from_millis(100);
+        self.now = self.now + Duration::from_millis(100);
         if self.dispatcher.poll_persist(self.now).is_some() {
             self.dispatcher.handle_persisted(&Persisted::default(), self.now);
         }
@@ -290,7 +291,7 @@ fn events_that_become_rows_at_once_find_room_on_the_way() {
         }
         world.dispatcher.poll_lookup(world.now);
     }
-    world.now = world.now + std::time::Duration::from_secs(2);
+    world.now = world.now + Duration::from_secs(2);
     world.dispatcher.fan_out(world.now);
     let (rows, pending) =
         (world.dispatcher.routing.shelves.rows(), world.dispatcher.memory.pending());
@@ -326,10 +327,53 @@ fn queue_that_is_looked_after_is_not_forgotten_where_many_are_idle() {
         sent.push(dispatch.attempt.first().id);
         let delivery = sent.pop().unwrap();
         // Each fails, leaves for the table with all that waits, and has its health noted then.
-        world.now = world.now + std::time::Duration::from_millis(1);
+        world.now = world.now + Duration::from_millis(1);
         let outcome = fixture::answered(if sent.is_empty() { 503 } else { 500 });
         world.dispatcher.handle(world.now, Input::Outcome { delivery, outcome });
     }
     let (kept, idle) = (world.dispatcher.kept_bytes(), world.dispatcher.queues.idle());
     assert!(idle < 800, "{idle} idle queues are kept, and {kept} bytes");
+}
+
+/// What is in flight cannot give way. All of it comes back then, and nothing comes that would have room made.
+#[test]
+fn what_was_in_flight_while_the_stream_stands_still_gives_way() {
+    let mut world = world(1 << 20);
+    let settings = Settings { memory_limit: 1 << 20, fast_slots: 4_096, ..fixture::settings() };
+    world.dispatcher = fixture::dispatcher(settings);
+    let mut sent = Vec::new();
+    for n in 0..4_000 {
+        burst(&mut world, &format!("a{n}"), 1, 1);
+        let now = world.now;
+        while let Some(effect) = world.dispatcher.poll(now) {
+            if let Effect::Send(dispatch) = effect {
+                sent.push(dispatch.attempt.first().id);
+            }
+        }
+        if !world.dispatcher.wants_input() {
+            break;
+        }
+    }
+    assert!(!world.dispatcher.wants_input() && sent.len() > 100);
+    let overflow =
+        |world: &World| world.dispatcher.counters().deferred[DeferReason::Overflow.index()];
+    let before = overflow(&world);
+    world.dispatcher.handle(world.now, Input::Slots { fast: 0, slow: 0 });
+    for delivery in sent {
+        world.dispatcher.handle(world.now, Input::Unsent(delivery));
+    }
+    while world.dispatcher.poll(world.now).is_some() {}
+    let again = world.dispatcher.deadline().unwrap();
+    assert!(again.since(world.now) <= Duration::from_millis(50), "it is tried again soon");
+    world.now = again.max(world.now);
+    while world.dispatcher.poll(world.now).is_some() {}
+    assert!(overflow(&world) > before);
+}
+
+#[test]
+fn room_that_could_not_be_made_is_made_of_what_comes_later() {
+    let mut world = world(1 << 20);
+    world.dispatcher.memory.note_relief((1 << 20) / 8 * 7, 0);
+    burst(&mut world, "whale", 1, 10_000);
+    assert!(world.dispatcher.counters().deferred[DeferReason::Overflow.index()] > 0);
 }

@@ -25,7 +25,7 @@ pub(super) async fn attempt(sender: Sender, (attempt, given_up): Job) -> Ended {
         biased;
         outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind() => outcome,
         Ok(()) = given_up => {
-            let detail = "given up by walhook: a probe that took too long, or too many endpoints hang at once";
+            let detail = "given up by walhook: a probe that took too long, too many endpoints hang at once, or others wait for its room";
             Ok(Outcome::failed(FailureKind::Aborted, detail, started.elapsed()))
         }
     };

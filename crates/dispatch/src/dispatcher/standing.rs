@@ -195,7 +195,11 @@ impl Dispatcher {
             return cause;
         }
         let due = queue.deferred().and_then(|deferred| deferred.backlog().next_due());
-        if due.is_some_and(|due| due > now) { Cause::Retry } else { Cause::Refill }
+        match due.is_some_and(|due| due > now) {
+            true => Cause::Retry,
+            false if self.queues.waits_for_room(queue.account(), queue.pool(now)) => Cause::Pool,
+            false => Cause::Refill,
+        }
     }
 
     fn delivery_cause(&self, no: QueueNo, pending: &Pending, ready: &Ready, now: Tick) -> Cause {
@@ -214,8 +218,10 @@ impl Dispatcher {
         first.unwrap_or_else(|| {
             let pool = queue.pool(now);
             let others = ready.get(pool as usize).copied().unwrap_or(0);
-            // Where there are no slots nobody has a turn.
-            if others > 1 && self.sending.slots(pool) > 0 { Cause::Turn } else { Cause::Pool }
+            // Nobody has a turn where there are no slots, nor in the line for room.
+            let waits = self.queues.waits_for_room(queue.account(), pool);
+            let has_turns = others > 1 && self.sending.slots(pool) > 0 && !waits;
+            if has_turns { Cause::Turn } else { Cause::Pool }
         })
     }
 

@@ -92,8 +92,7 @@ impl Fleet {
             found.aborts.push_back(key);
             self.ready.insert(session);
         }
-        let detail =
-            "given up by walhook: a probe that took too long, or too many endpoints hang at once";
+        let detail = "given up by walhook: a probe that took too long, too many endpoints hang at once, or others wait for its room";
         let outcome = Outcome::failed(FailureKind::Aborted, detail, self.now.since(flight.placed));
         self.end(delivery, Ending::Outcome(outcome), None);
     }

@@ -12,6 +12,7 @@ use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::id::JobId;
 use walhook_core::persist::{BacklogRow, Blocked, QueueId};
+use walhook_core::waits::Cause;
 
 fn need(room: Room, bytes: usize) -> Need {
     Need { room, bytes }
@@ -343,6 +344,9 @@ fn rows_are_not_read_back_while_their_account_waits_for_room_and_cost_no_look() 
         (0..40).map(|n| recover_rows(&mut rig, "a", &format!("b{n}"))).collect();
     assert!(pages(&mut rig).is_empty());
     assert_eq!(rig.dispatcher.deferral.line.looks(), 0);
+    let standing = rig.dispatcher.standing(100, rig.now);
+    let mut of_it = standing.accounts.iter().filter(|of| of.account.as_str() == "a");
+    assert_eq!(of_it.next().map(|of| of.cause), Some(Cause::Pool), "its rows wait for room");
     rig.answer(ids[0], 200);
     assert_eq!(rig.send().len(), 1);
     let read = pages(&mut rig);

@@ -117,6 +117,8 @@ pub(super) struct Rooms {
     /// A slot's share.
     share: usize,
     rooms: [State; Room::ALL.len()],
+    /// In all lines.
+    waiting: usize,
     /// Who comes next to a line has this number.
     next: u64,
 }
@@ -128,7 +130,7 @@ impl Rooms {
             let limit = memory_limit / PARTS * room.parts();
             State { limit, taken: 0, leaving: 0, line: BTreeMap::new() }
         });
-        let mut rooms = Self { memory_limit, share: 0, rooms, next: 0 };
+        let mut rooms = Self { memory_limit, share: 0, rooms, waiting: 0, next: 0 };
         rooms.set_slots(slots);
         rooms
     }
@@ -189,7 +191,9 @@ impl Rooms {
             self.next += 1;
             Ticket { room: need.room, number: self.next }
         });
-        self.room_mut(need.room).line.insert(ticket.number, (lane, need.bytes));
+        let before = self.room_mut(need.room).line.insert(ticket.number, (lane, need.bytes));
+        assert!(before.is_none(), "{ticket:?} is in line twice");
+        self.waiting += 1;
         ticket
     }
 
@@ -205,6 +209,7 @@ impl Rooms {
             return false;
         }
         line.remove(&ticket.number);
+        self.waiting -= 1;
         true
     }
 
@@ -217,12 +222,13 @@ impl Rooms {
             return None;
         }
         room.line.remove(&number);
+        self.waiting -= 1;
         Some(lane)
     }
 
     /// Whether anybody waits.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.rooms.iter().any(|room| !room.line.is_empty())
+        self.waiting > 0
     }
 
     fn room(&self, room: Room) -> &State {

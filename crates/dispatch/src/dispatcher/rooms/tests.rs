@@ -295,6 +295,9 @@ fn account_whose_event_has_left_memory_waits_for_room_no_more() {
     assert_eq!(rig.send().iter().map(account).collect::<Vec<_>>(), ["second"]);
     assert!(!rig.dispatcher.sending.is_room_waited_for());
 
+    (0..holds(Room::Silent)).for_each(|n| rig.commit_large(&format!("more-{n}"), LARGE));
+    rig.wait(Duration::from_secs(1));
+    assert_eq!(rig.send().len(), holds(Room::Silent), "old ones have moved");
     rig.commit_large("third", LARGE);
     assert!(rig.send().is_empty());
     pause(&mut rig, "third");

@@ -122,7 +122,7 @@ impl Line {
     fn put_aside(&mut self, turn: Turn) {
         if let Some(queues) = self.queues.get(&turn) {
             self.len -= queues.len();
-            self.turns.pop_back_if(|last| *last == turn);
+            assert_eq!(self.turns.pop_back(), Some(turn), "its turn was not the last one");
         }
         self.aside.insert(turn);
     }

@@ -128,14 +128,19 @@ pub(super) async fn dispatch(
                 give_up_at = Some(Instant::now() + driver.tools.grace);
                 driver.stop();
             }
+            // What follows from rows that somebody removes is heard after what they are.
             Some(persisted) = channels.persisted.recv() => {
+                driver.take_commands(&mut channels.operator);
                 driver.handle(Input::Stored(Box::new(persisted)));
             }
             Some(answer) = channels.looked_up.recv() => driver.handle(Input::Routes(Box::new(answer))),
-            Some(reply) = channels.refilled.recv() => driver.handle(match reply {
-                RefillReply::Deferred(pages) => Input::DeferredPages(pages),
-                RefillReply::Unrouted(pages) => Input::UnroutedPages(pages),
-            }),
+            Some(reply) = channels.refilled.recv() => {
+                driver.take_commands(&mut channels.operator);
+                driver.handle(match reply {
+                    RefillReply::Deferred(pages) => Input::DeferredPages(pages),
+                    RefillReply::Unrouted(pages) => Input::UnroutedPages(pages),
+                });
+            }
             Some(command) = channels.operator.recv() => {
                 driver.handle(Input::Command(Box::new(command)));
             }
@@ -324,6 +329,13 @@ impl Driver {
     fn in_flight(&self) -> usize {
         let here = self.under_way.len();
         self.tools.workers.as_ref().map_or(here, |workers| workers.in_flight(here))
+    }
+
+    /// Takes what operators have asked by now.
+    fn take_commands(&mut self, commands: &mut mpsc::Receiver<OperatorInput>) {
+        while let Ok(command) = commands.try_recv() {
+            self.handle(Input::Command(Box::new(command)));
+        }
     }
 
     /// Takes an outcome, and those that have come meanwhile.

@@ -16,11 +16,12 @@ use crate::server::trouble::Part;
 use walhook_core::delivery_log::Keep;
 use walhook_core::event::EndpointId;
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
+use walhook_core::persist::{QueueId, RowKey};
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_process::clock::unix_us;
 use walhook_state::{
     Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, DiscardedPages,
-    EndpointStop, Job, Logged, RETRIES_AT_ONCE, StateStore,
+    EndpointStop, Job, Logged, RETRIES_AT_ONCE, StateStore, Uncommitted,
 };
 
 /// How often the table of jobs is looked at.
@@ -229,11 +230,12 @@ impl Jobs {
             }
             Ask::DiscardDeferred(filter) => {
                 let mut page = None;
-                while let Some(DiscardedPages { rows, next, logged }) =
+                while let Some(gone) =
                     store.discard_pages(job.id, filter, page.as_ref(), self.log_at_us()).await?
                 {
+                    let DiscardedPages { next, logged, .. } =
+                        self.remove(gone, |g| &g.rows).await?;
                     self.count_lines(logged);
-                    outlets.operator.send(OperatorInput::RowsRemoved(rows)).await?;
                     page = Some(next);
                 }
                 self.discard_rows(store, Some(job.id), filter).await?;
@@ -260,15 +262,28 @@ impl Jobs {
         filter: &DeferredFilter,
     ) -> Result<usize, TaskError> {
         let (mut at, mut removed) = (DeferredCursor::default(), 0);
-        while let Some(Changed { rows, next, logged }) =
-            store.discard_deferred(job, filter, &at, self.log_at_us()).await?
-        {
+        while let Some(gone) = store.discard_deferred(job, filter, &at, self.log_at_us()).await? {
+            let Changed { rows, next, logged } = self.remove(gone, |gone| &gone.rows).await?;
             self.count_lines(logged);
             removed += rows.len();
-            self.outlets.operator.send(OperatorInput::RowsRemoved(rows)).await?;
             at = next;
         }
         Ok(removed)
+    }
+
+    /// Commits that rows are removed. The dispatcher hears which before anything can follow from that, and that they are
+    /// gone afterwards. It is not told where the connection is lost in between, and nobody knows: then it finds out.
+    async fn remove<T>(
+        &self,
+        gone: Uncommitted<'_, T>,
+        rows_of: fn(&T) -> &Vec<(QueueId, RowKey)>,
+    ) -> Result<T, TaskError> {
+        let rows = rows_of(gone.change()).clone();
+        let operator = &self.outlets.operator;
+        operator.send(OperatorInput::RowsBeingRemoved(rows.clone())).await?;
+        let gone = gone.commit().await?;
+        operator.send(OperatorInput::RowsRemoved(rows)).await?;
+        Ok(gone)
     }
 
     /// Removes what is deferred under the id of a replay that was cancelled.

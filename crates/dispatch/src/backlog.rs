@@ -31,6 +31,7 @@ use walhook_core::persist::{Blocked, DeferReason, RowKey, Tried};
 use walhook_core::tick::Tick;
 
 mod pages;
+mod removals;
 
 pub use pages::{Load, Page, PageBudget, Read};
 
@@ -58,6 +59,9 @@ pub struct Backlog {
     loaded: BTreeSet<RowKey>,
     /// Ended, but a page may still show them; true: durably gone, only the page under way may.
     gone: BTreeMap<RowKey, bool>,
+    /// Counted, and removed by an operator's transaction that may have committed; true: it has, and what is in memory of
+    /// them counts until it leaves.
+    removing: BTreeMap<RowKey, bool>,
     /// Rows that failed.
     heads: BTreeMap<RowKey, Head>,
     /// Those that wait, by their time.
@@ -107,6 +111,7 @@ impl Backlog {
             unasked: 0,
             loaded: BTreeSet::new(),
             gone: BTreeMap::new(),
+            removing: BTreeMap::new(),
             heads: BTreeMap::new(),
             waiting: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -264,8 +269,18 @@ impl Backlog {
     /// Rows were removed from the table without being read; `all`: none is left.
     pub fn purged(&mut self, rows: u64, all: bool) {
         assert!(self.is_all_in_table(), "a row that is known was removed");
-        self.rows = if all { 0 } else { self.rows.saturating_sub(rows) };
-        self.in_table = if all { 0 } else { self.in_table.saturating_sub(rows) };
+        if all {
+            self.count_none();
+        } else {
+            self.rows = self.rows.saturating_sub(rows);
+            self.in_table = self.in_table.saturating_sub(rows);
+        }
+    }
+
+    /// The table has none, and none is on its way there.
+    fn count_none(&mut self) {
+        (self.rows, self.in_table) = (0, 0);
+        self.removing.clear();
     }
 
     /// The row is in the batch that was handed out.
@@ -300,6 +315,8 @@ impl Backlog {
         if let Some(head) = self.heads.get(key) {
             self.waiting.insert((head.due, key.clone()));
             self.hold(key, keys);
+        } else if self.removing.get(key) == Some(&true) {
+            self.removed_by_others(key);
         } else if behind {
             self.hold(key, keys);
         } else {
@@ -321,6 +338,7 @@ impl Backlog {
     pub fn resolve(&mut self, key: &RowKey) {
         self.rows = self.rows.saturating_sub(1);
         self.loaded.remove(key);
+        self.removing.remove(key);
         self.gone.insert(key.clone(), false);
         self.end_head(key);
     }
@@ -340,17 +358,6 @@ impl Backlog {
             reading.changed.insert(key.clone());
         }
         self.lower_ceiling(key);
-    }
-
-    /// Somebody else has removed this row from the table, by a transaction that has committed. What is in memory of it,
-    /// or is being stored, counts until it ends.
-    pub fn removed_by_others(&mut self, key: &RowKey) {
-        if self.needs_row(key) || self.storing.contains(key) {
-            return;
-        }
-        self.rows = self.rows.saturating_sub(1);
-        self.in_table = self.in_table.saturating_sub(1);
-        self.end_head(key);
     }
 
     /// If the row was a head, it holds nothing any more: the walk finds what stood behind it.
@@ -387,6 +394,9 @@ impl Backlog {
         }
         if self.gone.is_empty() {
             self.gone = BTreeMap::new();
+        }
+        if self.removing.is_empty() {
+            self.removing = BTreeMap::new();
         }
     }
 

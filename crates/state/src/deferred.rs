@@ -7,8 +7,8 @@ use super::page::in_pages;
 use super::persist::{StoredAttempt, backlog, with_unused};
 use super::replays::{Late, with_late};
 use super::{
-    DeferredFilter, Logged, Param, Scope, StateError, StateStore, discard_log, fence, fence_alone,
-    key, place, replay_column, replay_discards, text,
+    DeferredFilter, Logged, Param, Scope, StateError, StateStore, Uncommitted, discard_log, fence,
+    fence_alone, key, place, replay_column, replay_discards, text,
 };
 use walhook_core::id::JobId;
 use walhook_core::persist::{EventKey, QueueId, RowKey};
@@ -140,12 +140,13 @@ impl StateStore {
     }
 
     /// Removes some of the rows that a job asks for, with the bodies that nothing else needs, as the leader, and
-    /// counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None` when none
-    /// was left. What stands in pages is discarded before, by [`StateStore::discard_pages`].
+    /// counts them as the job's, where one asks: the first behind `after`. Returns where to go on, to be committed;
+    /// `None` when none was left. What stands in pages is discarded before, by [`StateStore::discard_pages`].
     ///
-    /// The table `backlog` counts them no more. The dispatcher must be told which rows are gone. One that is in flight may still arrive. What belongs to a
-    /// replay whose range is being read stays named, for [`StateStore::replayed_before`]. The delivery log gets a
-    /// line for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
+    /// The table `backlog` counts them no more. The dispatcher must be told which rows these are before they are gone,
+    /// and once more afterwards. One that is in flight may still arrive. What belongs to a replay whose range is being
+    /// read stays named, for [`StateStore::replayed_before`]. The delivery log gets a line for each, at `log_at_us`,
+    /// microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -155,7 +156,7 @@ impl StateStore {
         filter: &DeferredFilter,
         after: &DeferredCursor,
         log_at_us: Option<i64>,
-    ) -> Result<Option<Changed>, StateError> {
+    ) -> Result<Option<Uncommitted<'_, Changed>>, StateError> {
         let s = &self.scope.s;
         let change = format!(
             "gone AS (DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (SELECT place
@@ -234,10 +235,13 @@ impl StateStore {
         );
         let condition = "d.next_attempt_at IS NOT NULL";
         let change = Change { condition, change: &change, removes: false };
-        self.change_deferred(Some(job), filter, after, change, None).await
+        match self.change_deferred(Some(job), filter, after, change, None).await? {
+            Some(changed) => Ok(Some(changed.commit().await?)),
+            None => Ok(None),
+        }
     }
 
-    /// Carries out a change, and logs at `log_at_us`, where it is given, that they are discarded.
+    /// Carries out a change, up to its commit, and logs at `log_at_us`, where it is given, that they are discarded.
     async fn change_deferred(
         &mut self,
         job: Option<JobId>,
@@ -245,7 +249,7 @@ impl StateStore {
         after: &DeferredCursor,
         Change { condition, change, removes }: Change<'_>,
         log_at_us: Option<i64>,
-    ) -> Result<Option<Changed>, StateError> {
+    ) -> Result<Option<Uncommitted<'_, Changed>>, StateError> {
         let epoch = self.led_epoch()?;
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
@@ -281,14 +285,13 @@ impl StateStore {
         if removes {
             backlog::subtract(&tx, &self.scope, rows.iter().map(|(queue, _)| queue)).await?;
         }
-        tx.commit().await?;
         let Some(last) = gone.last() else { return Ok(None) };
         let next = DeferredCursor {
             event: last.try_get("event_id")?,
             endpoint: text::get(last, "endpoint")?,
             replay: last.try_get("replay_id")?,
         };
-        Ok(Some(Changed { rows, next, logged }))
+        Ok(Some(Uncommitted::new(Some(tx), Changed { rows, next, logged })))
     }
 
     /// How many deliveries fit.

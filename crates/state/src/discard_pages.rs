@@ -9,8 +9,8 @@ use super::persist::backlog;
 use super::persist::pages::{mark, place_columns};
 use super::place::{self, Places};
 use super::{
-    DeferredFilter, Logged, Param, Scope, StateError, StateStore, discard_log, fence_alone, text,
-    unreadable,
+    DeferredFilter, Logged, Param, Scope, StateError, StateStore, Uncommitted, discard_log,
+    fence_alone, text, unreadable,
 };
 use walhook_core::id::JobId;
 use walhook_core::persist::{QueueId, RowId, RowKey};
@@ -44,11 +44,12 @@ pub struct DiscardedPages {
 
 impl StateStore {
     /// Removes those deliveries that a job asks for from some pages, the first behind `after`, as the leader,
-    /// and counts them as the job's. `None` when no page was left. What becomes a row meanwhile is left to
-    /// [`StateStore::discard_deferred`], so that is to be called afterwards.
+    /// and counts them as the job's; to be committed. `None` when no page was left. What becomes a row meanwhile is
+    /// left to [`StateStore::discard_deferred`], so that is to be called afterwards.
     ///
-    /// The table `backlog` counts them no more. The dispatcher must be told which are gone. One that is in flight may still arrive. The delivery log gets a line
-    /// for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
+    /// The table `backlog` counts them no more. The dispatcher must be told which these are before they are gone, and
+    /// once more afterwards. One that is in flight may still arrive. The delivery log gets a line for each, at
+    /// `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`], [`StateError::Unreadable`].
@@ -58,7 +59,7 @@ impl StateStore {
         filter: &DeferredFilter,
         after: Option<&PageCursor>,
         log_at_us: Option<i64>,
-    ) -> Result<Option<DiscardedPages>, StateError> {
+    ) -> Result<Option<Uncommitted<'_, DiscardedPages>>, StateError> {
         let epoch = self.led_epoch()?;
         // Many pages may have to be looked through for one event, and hold the leader off only where it is.
         let Some(Looked { next, fits }) = self.look_through(filter, after).await? else {
@@ -66,7 +67,7 @@ impl StateStore {
         };
         if !fits {
             let (rows, logged) = (Vec::new(), Logged::default());
-            return Ok(Some(DiscardedPages { rows, next, logged }));
+            return Ok(Some(Uncommitted::new(None, DiscardedPages { rows, next, logged })));
         }
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;
@@ -101,9 +102,8 @@ impl StateStore {
         let of_job: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&job.0, Type::INT8), (&done, Type::INT8)];
         tx.execute_typed(&count, &of_job).await?;
-        tx.commit().await?;
         let rows = ids.into_iter().map(|id| (id.queue, id.key)).collect();
-        Ok(Some(DiscardedPages { rows, next, logged }))
+        Ok(Some(Uncommitted::new(Some(tx), DiscardedPages { rows, next, logged })))
     }
 
     /// Looks through the next pages behind `after`; `None`: there are none.

@@ -1,5 +1,7 @@
 //! A session with the state database whose parameters are all made [storable](super::text).
 
+use std::fmt;
+
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Error, Row};
 
@@ -31,6 +33,12 @@ pub(super) struct Session {
 pub(super) struct Transaction<'a> {
     inner: tokio_postgres::Transaction<'a>,
     charset: Charset,
+}
+
+impl fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
+    }
 }
 
 impl Session {

@@ -164,7 +164,7 @@ async fn carry_out_next(leader: &mut StateStore, kind: &str) -> JobState {
             while let Some(changed) =
                 leader.discard_deferred(Some(job.id), filter, &at, None).await.unwrap()
             {
-                at = changed.next;
+                at = changed.commit().await.unwrap().next;
             }
         }
         Ask::RetryDeadLetters(_) | Ask::PauseEndpoint(_) | Ask::ResumeEndpoint(_) => {

@@ -65,6 +65,7 @@ kinds_of!(COMMANDS, fn command(&OperatorInput) {
     OperatorInput::Pause { .. } => "pause",
     OperatorInput::Resume { .. } => "resume",
     OperatorInput::RowsChanged(_) => "rows-changed",
+    OperatorInput::RowsBeingRemoved(_) => "rows-being-removed",
     OperatorInput::RowsRemoved(_) => "rows-removed",
     OperatorInput::Hurry(_) => "hurry",
 });

@@ -39,6 +39,9 @@ struct Asked {
     endpoint: EndpointId,
 }
 
+/// The leader that is to be told, and of what.
+type Untold = (usize, Vec<(QueueId, RowKey)>);
+
 #[derive(Debug)]
 pub(crate) struct Operators {
     rng: SmallRng,
@@ -48,6 +51,8 @@ pub(crate) struct Operators {
     open: BTreeMap<JobId, Open>,
     /// When they resume what they have paused.
     resume_at: Vec<(Tick, EndpointId)>,
+    /// What was removed, of which a leader is told late.
+    untold: Option<Untold>,
     replaying: Option<Replaying>,
     replays_left: u32,
     over: bool,
@@ -63,6 +68,7 @@ impl Operators {
             next_job: 0,
             open: BTreeMap::new(),
             resume_at: Vec::new(),
+            untold: None,
             replaying: None,
             replays_left,
             over: false,
@@ -178,7 +184,8 @@ impl Run {
     fn change_rows(&mut self, fault: Fault) {
         let Some(leader) = self.leader().map(|life| life.number) else { return };
         let all = self.state.deferred.len();
-        if all == 0 || !self.plan.has(fault) {
+        let is_busy = fault == Fault::Discard && self.operators.untold.is_some();
+        if all == 0 || is_busy || !self.plan.has(fault) {
             return;
         }
         let at = self.operators.rng.random_range(0..all);
@@ -203,32 +210,55 @@ impl Run {
         self.counts.fault(fault);
         if fault == Fault::Hurry {
             self.facts.hurried.insert(queue.endpoint.clone());
+            let changed = changed.into_iter().map(|row| (row.queue, row.key)).collect();
+            let changed = OperatorInput::RowsChanged(changed);
+            self.hand(leader, Input::Command(Box::new(changed)));
         } else {
-            for row in &changed {
-                self.discard(row);
-            }
+            self.remove(leader, &changed);
         }
-        self.tell_of_rows(leader, changed, fault != Fault::Hurry);
+    }
+
+    /// Rows are removed, one transaction at a time. The leader hears which before; whether that has committed it hears
+    /// later, or never where the session is lost.
+    fn remove(&mut self, leader: usize, rows: &[RowId]) {
+        let told: Vec<(QueueId, RowKey)> =
+            rows.iter().map(|row| (row.queue.clone(), row.key.clone())).collect();
+        let removing = OperatorInput::RowsBeingRemoved(told.clone());
+        self.hand(leader, Input::Command(Box::new(removing)));
+        if self.operators.rng.random_bool(0.1) {
+            return;
+        }
+        for row in rows {
+            self.discard(row);
+        }
+        if self.operators.rng.random_bool(0.9) {
+            self.operators.untold = Some((leader, told));
+            let ms = self.operators.rng.random_range(0..2_000);
+            self.after(Duration::from_millis(ms), Happens::TellsRemoved);
+        }
+    }
+
+    /// The leader hears that rows are gone, where it has not ended since.
+    pub(crate) fn tell_removed(&mut self) {
+        let Some((leader, rows)) = self.operators.untold.take() else { return };
+        if self.life(leader).is_some() {
+            self.hand(leader, Input::Command(Box::new(OperatorInput::RowsRemoved(rows))));
+            self.poll(leader);
+        }
     }
 
     fn discard(&mut self, row: &RowId) {
-        self.state.remove_row(row, |late| late.dropped += 1);
+        if self.state.remove_row(row, |late| late.dropped += 1)
+            && let Some(counted) = self.state.backlog.get_mut(&row.queue)
+        {
+            counted.rows = counted.rows.saturating_sub(1);
+        }
         self.facts.discards.insert(row.queue.endpoint.clone());
         let endpoint = row.queue.endpoint.clone();
         match row.key.replay {
             None => _ = self.facts.discarded.insert((row.event, endpoint)),
             Some(id) => _ = self.facts.discarded_of_replays.insert((id, row.event, endpoint)),
         }
-    }
-
-    fn tell_of_rows(&mut self, leader: usize, rows: Vec<RowId>, removed: bool) {
-        let rows: Vec<(QueueId, RowKey)> =
-            rows.into_iter().map(|row| (row.queue, row.key)).collect();
-        let told = match removed {
-            true => OperatorInput::RowsRemoved(rows),
-            false => OperatorInput::RowsChanged(rows),
-        };
-        self.hand(leader, Input::Command(Box::new(told)));
     }
 
     /// The leader hears of the jobs that it does not know.

@@ -75,6 +75,8 @@ pub(crate) enum Happens {
     Evicts,
     /// An operator looks what there is to do.
     Operates,
+    /// It is told that rows are gone.
+    TellsRemoved,
     /// A replay goes on.
     Feeds,
 }

@@ -244,7 +244,7 @@ impl Backlog {
     fn come_to_end(&mut self) {
         self.at_end = true;
         if self.met.take() == Some(false) && self.is_quiet() {
-            (self.rows, self.in_table) = (0, 0);
+            self.count_none();
         }
     }
 }

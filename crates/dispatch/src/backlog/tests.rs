@@ -11,6 +11,8 @@ use walhook_core::event::Event;
 use walhook_core::persist::Deferred;
 use walhook_core::persist::EventKey;
 
+mod removals;
+
 fn event(n: u64, keys: &[u64]) -> Arc<Event> {
     Arc::new(fixture::event("a", fixture::position(n, n), keys))
 }
@@ -35,8 +37,12 @@ enum Action {
     Deliver(usize),
     Fail(usize, u64),
     Unload(usize),
-    /// An operator discards a row that is not in flight.
-    Discard(usize),
+    /// An operator's transaction removes a row: that is told, and it commits, or it does not.
+    Remove(usize, bool),
+    /// It is told that it has committed. True: what is in memory of the row leaves, else it is in flight.
+    TellRemoved(bool),
+    /// Nobody will tell.
+    LoseRemoved,
     /// All joins, for no other reason than order: as when a breaker has closed.
     BlockAll,
     Wait(u64),
@@ -58,7 +64,9 @@ fn action() -> impl Strategy<Value = Action> {
         8 => any::<usize>().prop_map(Action::Deliver),
         4 => (any::<usize>(), 0u64..50).prop_map(|(n, due)| Action::Fail(n, due)),
         1 => any::<usize>().prop_map(Action::Unload),
-        2 => any::<usize>().prop_map(Action::Discard),
+        3 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(n, c)| Action::Remove(n, c)),
+        2 => any::<bool>().prop_map(Action::TellRemoved),
+        1 => Just(Action::LoseRemoved),
         1 => Just(Action::BlockAll),
         3 => (1u64..30).prop_map(Action::Wait),
     ]
@@ -74,6 +82,16 @@ struct Live {
     has_row: bool,
     /// It failed, and is not tried before then.
     due: Option<Tick>,
+    /// Somebody else has removed its row; and that was told.
+    removed: bool,
+    told: bool,
+}
+
+impl Live {
+    /// Nothing but a row that is gone, which may still be counted.
+    fn is_over(&self) -> bool {
+        self.removed && !self.in_memory
+    }
 }
 
 /// A row to be inserted, and when it is due.
@@ -90,6 +108,8 @@ struct Model {
     batch: Option<(Vec<Insert>, Vec<RowKey>)>,
     page: Option<(Option<RowKey>, usize)>,
     read: Option<(Vec<Read>, bool)>,
+    /// Removed by a transaction of which nobody has said yet that it has committed.
+    untold: Option<RowKey>,
     now: Tick,
     next: u64,
     room: PageBudget,
@@ -108,6 +128,7 @@ impl Model {
             batch: None,
             page: None,
             read: None,
+            untold: None,
             now: Tick(0),
             next: 1,
             room: PageBudget { rows: 3, bytes: 1 << 20, heads: 3 },
@@ -137,7 +158,8 @@ impl Model {
     /// Whatever is sent is the first of each of its keys, wherever the others stand.
     fn check_first(&self, at: usize) {
         let live = &self.live[at];
-        let ahead = self.live[..at].iter().find(|o| live.keys.iter().any(|k| o.keys.contains(k)));
+        let mut before = self.live[..at].iter().filter(|other| !other.is_over());
+        let ahead = before.find(|o| live.keys.iter().any(|k| o.keys.contains(k)));
         assert!(ahead.is_none(), "{:?} overtakes {:?}", live.event.id, ahead);
     }
 
@@ -184,21 +206,59 @@ impl Model {
         self.live[at].due = due.or(self.live[at].due);
     }
 
-    fn discard(&mut self, n: usize) {
-        let stored = |live: &Live| self.table.contains_key(&key(&live.event));
-        let mut all: Vec<usize> =
-            (0..self.live.len()).filter(|at| stored(&self.live[*at])).collect();
-        let sendable = self.sendable();
-        all.retain(|at| !self.live[*at].in_memory || sendable.contains(at));
-        let Some(at) = (!all.is_empty()).then(|| all[n % all.len()]) else { return };
-        let row = key(&self.live[at].event);
-        self.table.remove(&row);
+    fn remove(&mut self, n: usize, commits: bool) {
+        let nth = n % self.table.len().max(1);
+        let Some(row) = self.table.keys().nth(nth).filter(|_| self.untold.is_none()).cloned()
+        else {
+            return;
+        };
+        self.backlog.forget_removals();
+        self.backlog.may_be_removed(&row);
+        if commits {
+            self.table.remove(&row);
+            if let Some(live) = self.live.iter_mut().find(|live| key(&live.event) == row) {
+                live.removed = true;
+            }
+            self.untold = Some(row);
+        }
+    }
+
+    fn tell_removed(&mut self, leaves: bool) {
+        let Some(row) = self.untold.take() else { return };
         self.backlog.look_again(&row, self.now);
-        if self.live[at].in_memory {
+        let at = self.live.iter().position(|live| key(&live.event) == row);
+        if let Some(at) = at.filter(|at| leaves && self.sendable().contains(at)) {
             self.leave(at, None);
         }
         self.backlog.removed_by_others(&row);
-        self.live.remove(at);
+        let Some(at) = at else { return };
+        self.live[at].told = true;
+        if !self.live[at].in_memory {
+            self.live.remove(at);
+        }
+    }
+
+    /// Every row counts once; one that is gone, once at most.
+    fn check_counts(&mut self) {
+        // It left the queue, where its count ends.
+        self.live.retain(|live| !(live.is_over() && live.told && live.due.is_none()));
+        let there = self.live.iter().filter(|live| live.has_row && !live.is_over()).count();
+        let over = self.live.iter().filter(|live| live.is_over()).count();
+        let rows = self.backlog.rows();
+        assert!(
+            (there as u64..=(there + over) as u64).contains(&rows),
+            "{rows} of {there}, {over}"
+        );
+        let (inserts, removals) = self.batch.as_ref().map_or((&[][..], &[][..]), |(i, r)| (i, r));
+        let inserts = inserts.iter().map(|(row, ..)| row);
+        let stored: BTreeSet<&RowKey> =
+            self.table.keys().chain(inserts).filter(|row| !removals.contains(row)).collect();
+        assert!(self.backlog.in_table() >= stored.len() as u64, "too few in the table");
+        if rows == 0 {
+            self.live.retain(|live| !live.is_over());
+            self.backlog.unblock();
+            self.keys = Some(BTreeSet::new());
+        }
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each action, in both models")]
@@ -209,7 +269,9 @@ impl Model {
                 self.next += 1;
                 let keys = event.keys.clone();
                 let deferred = self.joins(&keys);
-                self.live.push(Live { event, keys, in_memory: true, has_row: false, due: None });
+                let (in_memory, has_row, due) = (true, false, None);
+                let (removed, told) = (false, false);
+                self.live.push(Live { event, keys, in_memory, has_row, due, removed, told });
                 if deferred {
                     self.leave_one(self.live.len() - 1, None, false);
                 }
@@ -301,16 +363,13 @@ impl Model {
                     self.leave(at, None);
                 }
             }
-            Action::Discard(n) => self.discard(*n),
+            Action::Remove(n, commits) => self.remove(*n, *commits),
+            Action::TellRemoved(leaves) => self.tell_removed(*leaves),
+            Action::LoseRemoved => self.untold = None,
             Action::BlockAll => self.backlog.block_all(DeferReason::Behind),
             Action::Wait(us) => self.now = self.now + Duration::from_micros(*us),
         }
-        let rows = self.live.iter().filter(|live| live.has_row).count();
-        assert_eq!(self.backlog.rows(), rows as u64);
-        if rows == 0 {
-            self.backlog.unblock();
-            self.keys = Some(BTreeSet::new());
-        }
+        self.check_counts();
     }
 
     /// Another leader goes on with what the table has, and reads the rest from the stream again.
@@ -321,10 +380,10 @@ impl Model {
         self.act(&Action::Stored);
         let blocked = self.backlog.blocked().clone();
         self.backlog = Backlog::recovered(blocked, self.backlog.in_table());
-        (self.page, self.read, self.keys) = (None, None, None);
+        (self.page, self.read, self.keys, self.untold) = (None, None, None, None);
         for at in 0..self.live.len() {
             let blocked = self.joins(&self.live[at].keys);
-            self.live[at].in_memory = !self.live[at].has_row;
+            (self.live[at].in_memory, self.live[at].told) = (!self.live[at].has_row, false);
             if blocked && self.live[at].in_memory {
                 self.leave_one(at, None, false);
             }
@@ -356,8 +415,11 @@ impl Model {
         let mut held: BTreeSet<u64> = BTreeSet::new();
         for live in &self.live {
             let waits = live.due.is_some_and(|due| due > self.now);
-            assert!(waits || live.keys.iter().any(|key| held.contains(key)), "stuck: {live:?}");
-            held.extend(&live.keys);
+            let is_held = waits || live.keys.iter().any(|key| held.contains(key));
+            assert!(is_held || live.is_over(), "stuck: {live:?}");
+            if is_held {
+                held.extend(&live.keys);
+            }
         }
     }
 
@@ -405,71 +467,4 @@ fn backlog_notices_that_its_rows_were_removed_by_others() {
     assert!(none.is_empty());
     assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));
     assert!(!backlog.wants_page(Page::Rows, Tick(0)));
-}
-
-#[test]
-fn head_that_an_operator_has_removed_is_not_taken_from_a_page_that_was_read_before() {
-    let mut backlog = Backlog::new(Blocked::Keys(vec![]), DeferReason::Behind);
-    let (event, now) = (event(7, &[1]), Tick(1_000_000));
-    let row = key(&event);
-    let keys = RowKeys::from_slice(&[1]);
-    let due = now + Duration::from_secs(1);
-    backlog.defer(&row, &keys, &Tried::default(), Some(due), false);
-    backlog.handed_out();
-    backlog.stored(&row);
-    assert_eq!(backlog.begin_page(Page::Rows, due), Some(row.clone()));
-    let read = |key: &RowKey| Read {
-        row: Deferred {
-            key: key.clone(),
-            event: Arc::clone(&event),
-            attempts: 1,
-            first_attempt_us: None,
-            due_us: None,
-        },
-        keys: keys.clone(),
-        due: None,
-    };
-    backlog.look_again(&row, due);
-    let room = PageBudget { rows: 10, bytes: 1 << 20, heads: 10 };
-    assert!(backlog.take_page(vec![read(&row)], true, room, due).is_empty());
-    // It is read again: the row is there after all, or it is gone.
-    assert_eq!(backlog.begin_page(Page::Rows, due), Some(row.clone()));
-    assert!(backlog.take_page(vec![], true, room, due).is_empty());
-    assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));
-}
-
-#[test]
-fn what_stands_behind_a_discarded_head_is_read_back_although_another_head_waits() {
-    let mut backlog = Backlog::new(Blocked::Keys(vec![]), DeferReason::Behind);
-    let (now, due) = (Tick(0), Some(Tick(1_000_000)));
-    let events = [event(1, &[1]), event(2, &[2]), event(3, &[1])];
-    for (event, due) in events.iter().zip([due, due, None]) {
-        backlog.defer(&key(event), &event.keys, &Tried::default(), due, due.is_none());
-        backlog.handed_out();
-        backlog.stored(&key(event));
-    }
-    let read = |event: &Arc<Event>| Read {
-        row: Deferred {
-            key: key(event),
-            event: Arc::clone(event),
-            attempts: 0,
-            first_attempt_us: None,
-            due_us: None,
-        },
-        keys: event.keys.clone(),
-        due: None,
-    };
-    let room = PageBudget { rows: 10, bytes: 1 << 20, heads: 10 };
-    backlog.begin_page(Page::Rows, now);
-    let loads = backlog.take_page(events.iter().map(read).collect(), true, room, now);
-    assert!(loads.is_empty() && !backlog.wants_page(Page::Rows, now), "all wait behind heads");
-
-    let discarded = key(&events[0]);
-    backlog.look_again(&discarded, now);
-    backlog.removed_by_others(&discarded);
-    assert!(backlog.wants_page(Page::Rows, now));
-    assert_eq!(backlog.begin_page(Page::Rows, now), Some(discarded));
-    let loads = backlog.take_page(events[1..].iter().map(read).collect(), true, room, now);
-    let loaded: Vec<RowKey> = loads.into_iter().map(|load| load.row.key).collect();
-    assert_eq!(loaded, [key(&events[2])]);
 }

@@ -6,6 +6,7 @@
 
 use super::deferred_keys::DeferredKeys;
 use super::probes::DeadHosts;
+use super::queues::QueueNo;
 use super::refills::Refills;
 use super::suspensions::Suspensions;
 
@@ -20,13 +21,15 @@ pub(super) struct Deferral {
     pub(super) keys: DeferredKeys,
     /// The queues whose endpoints are dead, by their hosts.
     pub(super) dead: DeadHosts,
+    /// The queues of the rows that an operator's transaction removes, which may have committed.
+    pub(super) removing: Vec<QueueNo>,
 }
 
 impl Deferral {
     /// Nothing is asked for.
     pub(super) fn new(memory_limit: usize) -> Self {
-        let (suspensions, dead) = Default::default();
+        let (suspensions, dead, removing) = Default::default();
         let (line, keys) = (Refills::new(memory_limit), DeferredKeys::new(memory_limit));
-        Self { line, suspensions, keys, dead }
+        Self { line, suspensions, keys, dead, removing }
     }
 }

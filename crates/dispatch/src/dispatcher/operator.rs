@@ -53,7 +53,10 @@ pub enum OperatorInput {
     },
     /// These rows of the table `deferred` were made due.
     RowsChanged(Vec<(QueueId, RowKey)>),
-    /// These rows were removed, and are not counted in the table `backlog` any more.
+    /// These rows are removed by a transaction that commits from now on, if it does. Where it has, [`Self::RowsRemoved`]
+    /// follows, before the next of this kind; where it does not follow, nobody says whether it has.
+    RowsBeingRemoved(Vec<(QueueId, RowKey)>),
+    /// These rows were removed, as was said before, and are not counted in the table `backlog` any more.
     RowsRemoved(Vec<(QueueId, RowKey)>),
     /// Rows of these queues are to be tried as soon as may be, and had no time that they waited for.
     Hurry(Vec<QueueId>),
@@ -69,6 +72,10 @@ impl Dispatcher {
             OperatorInput::Resume { job, endpoint } => (job, self.resume(endpoint, now)),
             OperatorInput::RowsChanged(rows) => {
                 self.look_again(rows, false, now);
+                return true;
+            }
+            OperatorInput::RowsBeingRemoved(rows) => {
+                self.expect_removals(&rows);
                 return true;
             }
             OperatorInput::RowsRemoved(rows) => {
@@ -179,6 +186,24 @@ impl Dispatcher {
             }
             self.look_after(queue, now);
             self.bring_forward(queue, now);
+        }
+    }
+
+    /// These rows may be gone from now on; of those that were told before, nobody says that any more.
+    fn expect_removals(&mut self, rows: &[(QueueId, RowKey)]) {
+        for queue in std::mem::take(&mut self.deferral.removing) {
+            if let Some(deferred) = self.queues.deferred_mut(queue) {
+                deferred.backlog_mut().forget_removals();
+            }
+        }
+        for (queue, key) in rows {
+            // Somebody's rows that we may know nothing of.
+            let Some(queue) = self.queues.find(queue) else { continue };
+            let Some(deferred) = self.queues.deferred_mut(queue) else { continue };
+            deferred.backlog_mut().may_be_removed(key);
+            if self.deferral.removing.last() != Some(&queue) {
+                self.deferral.removing.push(queue);
+            }
         }
     }
 

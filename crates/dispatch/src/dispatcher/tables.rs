@@ -122,7 +122,7 @@ enum Step {
     Stored(u64, bool),
     Answer(u16),
     Command(EndpointId, bool),
-    Changed(QueueId, u64, bool),
+    Changed(QueueId, u64, u8),
     Pass(u64),
 }
 
@@ -133,8 +133,8 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (count(), any::<bool>()).prop_map(|(rows, all)| Step::Stored(rows, all)),
         4 => prop_oneof![Just(200u16), Just(410), Just(503)].prop_map(Step::Answer),
         1 => (endpoint(), any::<bool>()).prop_map(|(endpoint, pause)| Step::Command(endpoint, pause)),
-        1 => (queue(), 900u64..3_000, any::<bool>())
-            .prop_map(|(queue, commit, removed)| Step::Changed(queue, commit, removed)),
+        1 => (queue(), 900u64..3_000, 0u8..3)
+            .prop_map(|(queue, commit, how)| Step::Changed(queue, commit, how)),
         4 => prop_oneof![0u64..2_000_000, Just(3_600_000_000)].prop_map(Step::Pass),
     ]
 }
@@ -267,12 +267,13 @@ impl World {
             Step::Command(endpoint, false) => {
                 Input::Command(Box::new(OperatorInput::Resume { job: JobId(1), endpoint }))
             }
-            Step::Changed(queue, commit, removed) => {
+            Step::Changed(queue, commit, how) => {
                 let key = RowKey { event: EventKey::of(&event("0", commit)), replay: None };
                 let rows = vec![(queue, key)];
-                Input::Command(Box::new(match removed {
-                    true => OperatorInput::RowsRemoved(rows),
-                    false => OperatorInput::RowsChanged(rows),
+                Input::Command(Box::new(match how {
+                    0 => OperatorInput::RowsBeingRemoved(rows),
+                    1 => OperatorInput::RowsRemoved(rows),
+                    _ => OperatorInput::RowsChanged(rows),
                 }))
             }
             Step::Pass(us) => {

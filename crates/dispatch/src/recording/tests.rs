@@ -170,6 +170,7 @@ fn inputs() -> Vec<Input> {
             endpoint: endpoint.clone(),
         })),
         Input::Command(Box::new(OperatorInput::RowsChanged(vec![(queue(), key.clone())]))),
+        Input::Command(Box::new(OperatorInput::RowsBeingRemoved(vec![(queue(), key.clone())]))),
         Input::Command(Box::new(OperatorInput::RowsRemoved(vec![(queue(), key)]))),
         Input::Command(Box::new(OperatorInput::Hurry(vec![queue()]))),
         Input::Retry(Box::new(Retry {

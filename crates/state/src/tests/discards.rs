@@ -20,7 +20,14 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
     let rows = [defer(&one, "7"), defer(&two, "7"), replayed];
     store.persist(&deferring(rows.clone())).await.unwrap();
     let (any, begin) = (DeferredFilter::default(), DeferredCursor::default());
-    let gone = store.discard_deferred(None, &any, &begin, Some(9)).await.unwrap().unwrap();
+    let gone = store
+        .discard_deferred(None, &any, &begin, Some(9))
+        .await
+        .unwrap()
+        .unwrap()
+        .commit()
+        .await
+        .unwrap();
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 3, dropped: 0 }));
     assert_eq!((fixture.count("deferred").await, fixture.count("bodies").await), (0, 0));
     let lines = store.story(one.id, 9).await.unwrap();
@@ -36,7 +43,14 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
 
     // Nobody wants lines, or nobody takes them: the rows go all the same.
     store.persist(&PersistBatch { number: 2, ..deferring(rows.clone()) }).await.unwrap();
-    let gone = store.discard_deferred(None, &any, &begin, None).await.unwrap().unwrap();
+    let gone = store
+        .discard_deferred(None, &any, &begin, None)
+        .await
+        .unwrap()
+        .unwrap()
+        .commit()
+        .await
+        .unwrap();
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged::default()));
     store.persist(&PersistBatch { number: 3, ..deferring(rows) }).await.unwrap();
     let s = quote_ident(SCHEMA);
@@ -45,7 +59,14 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
         .batch_execute(&format!("ALTER TABLE {s}.delivery_log RENAME TO x"))
         .await
         .unwrap();
-    let gone = store.discard_deferred(None, &any, &begin, Some(9)).await.unwrap().unwrap();
+    let gone = store
+        .discard_deferred(None, &any, &begin, Some(9))
+        .await
+        .unwrap()
+        .unwrap()
+        .commit()
+        .await
+        .unwrap();
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 0, dropped: 3 }));
     assert_eq!(fixture.count("deferred").await, 0);
 }
@@ -77,6 +98,7 @@ async fn discarded_rows_are_counted_no_more_by_the_transaction_that_removes_them
         DeferredFilter { ids: Some(vec![two.id.to_string()]), ..DeferredFilter::default() };
     let begin = DeferredCursor::default();
     let gone = store.discard_deferred(None, &filter, &begin, None).await.unwrap().unwrap();
+    let gone = gone.commit().await.unwrap();
     assert_eq!(gone.rows.len(), 1);
     // The leader is lost before it hears of it.
     let counts = async |store: &mut StateStore, holder: &str| -> Vec<(String, u64)> {
@@ -87,7 +109,20 @@ async fn discarded_rows_are_counted_no_more_by_the_transaction_that_removes_them
     let expected = |rows: [(&str, u64); 3]| rows.map(|(name, n)| (name.to_owned(), n)).to_vec();
     assert_eq!(counts(&mut store, "two").await, expected([("7", 1), ("8", 0), ("9", 5)]));
     let any = DeferredFilter::default();
-    store.discard_deferred(None, &any, &begin, None).await.unwrap();
+    let gone = store.discard_deferred(None, &any, &begin, None).await.unwrap().unwrap();
+    gone.commit().await.unwrap();
     assert_eq!(counts(&mut store, "three").await, expected([("7", 0), ("8", 0), ("9", 5)]));
     assert_eq!(holds(&store).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn rows_whose_discard_is_not_committed_stay_and_are_counted() {
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    store.persist(&deferring([defer(&event(0x210, "1"), "7")])).await.unwrap();
+    let (any, begin) = (DeferredFilter::default(), DeferredCursor::default());
+    let gone = store.discard_deferred(None, &any, &begin, None).await.unwrap().unwrap();
+    assert_eq!(gone.change().rows.len(), 1);
+    drop(gone);
+    assert_eq!(store.count_deferred(&any).await.unwrap(), 1);
 }

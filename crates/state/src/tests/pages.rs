@@ -181,12 +181,14 @@ async fn discard(
     let at_us = Some(7);
     let job = JobId(1);
     while let Some(gone) = store.discard_pages(job, filter, page.as_ref(), at_us).await.unwrap() {
+        let gone = gone.commit().await.unwrap();
         all.extend(gone.rows);
         lines += gone.logged.stored;
         page = Some(gone.next);
     }
     let mut after = DeferredCursor::default();
     while let Some(gone) = store.discard_deferred(Some(job), filter, &after, at_us).await.unwrap() {
+        let gone = gone.commit().await.unwrap();
         all.extend(gone.rows);
         lines += gone.logged.stored;
         after = gone.next;

@@ -31,11 +31,10 @@ fn stored(id: ReplayId, commits: &[u64]) -> PersistBatch {
 async fn discard(store: &mut StateStore, replay: Option<ReplayId>) -> usize {
     let filter = DeferredFilter { replay: replay.map(|id| id.0), ..DeferredFilter::default() };
     let at = DeferredCursor::default();
-    store
-        .discard_deferred(None, &filter, &at, None)
-        .await
-        .unwrap()
-        .map_or(0, |gone| gone.rows.len())
+    let Some(gone) = store.discard_deferred(None, &filter, &at, None).await.unwrap() else {
+        return 0;
+    };
+    gone.commit().await.unwrap().rows.len()
 }
 
 /// Which deliveries of the events that commit here are passed over.

@@ -184,12 +184,8 @@ impl Run {
                 gone.push(RowId { queue: queue.clone(), key: key.clone(), event: row.event.id });
             }
         }
-        if gone.is_empty() {
-            return;
+        if !gone.is_empty() && self.operators.untold.is_none() {
+            self.remove(leader, &gone);
         }
-        for row in &gone {
-            self.discard(row);
-        }
-        self.tell_of_rows(leader, gone, true);
     }
 }

@@ -47,6 +47,7 @@ impl Run {
             Happens::StreamBreaks => self.break_stream(),
             Happens::Evicts => self.evict(),
             Happens::Operates => self.operate(),
+            Happens::TellsRemoved => self.tell_removed(),
             Happens::Feeds => self.feed(),
         }
     }

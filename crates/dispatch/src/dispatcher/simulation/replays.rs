@@ -99,21 +99,28 @@ impl Feeder {
     }
 }
 
-/// As the job of the pipeline does for a replay that was cancelled.
-fn discard(life: &mut Life, world: &mut World, replay: ReplayId, now: Tick) {
+/// Rows that were removed, and when that is told.
+type Untold = (Tick, Vec<(QueueId, RowKey)>);
+
+/// As the job of the pipeline does for a replay that was cancelled: the dispatcher hears which rows these are before
+/// they are gone, and once more after a while.
+fn discard(life: &mut Life, world: &mut World, replay: ReplayId, now: Tick) -> Untold {
     let mut gone: Vec<(QueueId, RowKey)> = Vec::new();
-    for (queue, rows) in &mut world.deferred {
-        let of_it: Vec<RowKey> =
-            rows.keys().filter(|key| key.replay == Some(replay)).cloned().collect();
-        for key in of_it {
-            rows.remove(&key);
-            gone.push((queue.clone(), key));
+    for (queue, rows) in &world.deferred {
+        let of_it = rows.keys().filter(|key| key.replay == Some(replay));
+        gone.extend(of_it.map(|key| (queue.clone(), key.clone())));
+    }
+    life.dispatcher.handle_operator(OperatorInput::RowsBeingRemoved(gone.clone()), now);
+    for (queue, key) in &gone {
+        world.deferred.get_mut(queue).unwrap().remove(key);
+        if let Some(counted) = world.backlog.get_mut(queue) {
+            counted.rows = counted.rows.saturating_sub(1);
         }
     }
     world.deferred.retain(|_, rows| !rows.is_empty());
     world.discarded.extend(gone.iter().cloned());
     world.late.entry(replay).or_default().dropped += i64::try_from(gone.len()).unwrap();
-    life.dispatcher.handle_operator(OperatorInput::RowsRemoved(gone), now);
+    (now + Duration::from_millis(300), gone)
 }
 
 fn waiting(world: &World, replay: ReplayId) -> i64 {
@@ -133,7 +140,7 @@ fn replayed(seed: u64, crashes: u32, pauses: u32, bound: Option<u64>) -> (World,
         (100..103).map(|replay| Plan::all(&world, ReplayId(replay))).collect();
     plans[1].cancelled_at = Some(plans[1].pairs.len() / 2);
     let (mut at, mut feeder, mut left) = (0, None, crashes);
-    let mut begun = false;
+    let (mut begun, mut untold) = (false, None);
     let end = Tick(0) + Duration::from_secs(7 * 24 * 3600);
     loop {
         begun |= life.is_done(&world);
@@ -141,7 +148,7 @@ fn replayed(seed: u64, crashes: u32, pauses: u32, bound: Option<u64>) -> (World,
             left -= 1;
             life.crash(&mut world, &mut rng);
             life = Life::new(&world, &settings, &mut rng, now);
-            feeder = None;
+            (feeder, untold) = (None, None);
         }
         if begun && at == 0 {
             world.pauses_left = if world.tempers.is_empty() { 0 } else { pauses };
@@ -158,8 +165,11 @@ fn replayed(seed: u64, crashes: u32, pauses: u32, bound: Option<u64>) -> (World,
                 (at, feeder) = (at + 1, None);
             }
         }
-        if at > 1 && waiting(&world, ReplayId(101)) > 0 {
-            discard(&mut life, &mut world, ReplayId(101), now);
+        if at > 1 && untold.is_none() && waiting(&world, ReplayId(101)) > 0 {
+            untold = Some(discard(&mut life, &mut world, ReplayId(101), now));
+        }
+        if let Some((_, rows)) = untold.take_if(|(at, _)| *at <= now) {
+            life.dispatcher.handle_operator(OperatorInput::RowsRemoved(rows), now);
         }
         life.poll(&mut world, &mut rng, now);
         if at == plans.len() && life.is_done(&world) {

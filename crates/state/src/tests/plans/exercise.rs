@@ -471,14 +471,18 @@ async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Read
     let all_of = DeferredFilter { endpoint: Some("none".into()), ..DeferredFilter::default() };
     step!(done, store, begin_hurry_of, Once, store.begin_hurry(JobId(1), &all_of));
     step!(done, store, hurry_deferred, Few, store.hurry_deferred(JobId(1), &named, &begin));
-    step!(done, store, discard_pages, Few, store.discard_pages(JobId(1), &named, None, Some(1)));
-    step!(
-        done,
-        store,
-        discard_deferred,
-        Few,
-        store.discard_deferred(Some(JobId(1)), &named, &begin, Some(1))
-    );
+    step!(done, store, discard_pages, Few, async {
+        match store.discard_pages(JobId(1), &named, None, Some(1)).await? {
+            Some(gone) => gone.commit().await.map(Some),
+            None => Ok(None),
+        }
+    });
+    step!(done, store, discard_deferred, Few, async {
+        match store.discard_deferred(Some(JobId(1)), &named, &begin, Some(1)).await? {
+            Some(gone) => gone.commit().await.map(Some),
+            None => Ok(None),
+        }
+    });
     step!(done, store, close_gap, Few, store.close_gap(3, Some("known")));
 }
 

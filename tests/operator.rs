@@ -1,12 +1,13 @@
 //! What an operator does to endpoints and deferred deliveries, while a leader runs and while none does.
 
 use std::process::Output;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use walhook_testkit::receiver::Behaviour;
 
-use crate::support::{RULES, World, bodies, taken, text};
+use crate::support::{PATIENCE, RULES, World, bodies, taken, text};
 
 const DEFERRED: &str = "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''";
 const DEAD: &str = "SELECT count(*) FROM walhook.dead_letters";
@@ -276,6 +277,36 @@ async fn retry_to_an_endpoint_that_hangs_holds_up_only_another_of_the_same_dead_
     let last = world.walhook(&["dead-letters", "retry", "--all"]).await?;
     ensure!(last.status.success(), "{}", said(&last));
     world.until(DEAD, "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn retry_goes_on_where_it_was_when_its_session_is_lost() -> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.mock.set_behaviour("/1", Behaviour::status(StatusCode::GONE));
+    let running = world.run().await?;
+    let insert = "INSERT INTO subscribers SELECT n, 1, 'a@example.com', 'active'
+                  FROM generate_series(1, 200) n";
+    world.sql.batch_execute(insert).await?;
+    world.until(DEAD, "200").await?;
+    let resumed = world.walhook(&["endpoints", "resume", "1"]).await?;
+    ensure!(resumed.status.success(), "{}", said(&resumed));
+    let slow = Behaviour { delay: Duration::from_millis(500), ..Behaviour::ok() };
+    world.mock.set_behaviour("/1", slow);
+    let before = requests(&world, "/1");
+    let asked = world.walhook(&["dead-letters", "retry", "--all", "--wait", "0s"]).await?;
+    ensure!(said(&asked).contains("not finished"), "{}", said(&asked));
+    let sent = before as u64 + 5;
+    world.mock.wait_until("some sent again", PATIENCE, |s| s.received >= sent).await?;
+    let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                 WHERE application_name = 'walhook jobs'";
+    ensure!(world.value(ended).await? == "1", "the retry is under way, on its session");
+    world.until("SELECT count(*) FROM walhook.jobs WHERE finished_at IS NULL", "0").await?;
+    world.until(DEAD, "0").await?;
+    let sent = requests(&world, "/1") - before;
+    ensure!(sent == 200, "{sent} were sent");
     ensure!(running.terminate().await?.success());
     Ok(())
 }

@@ -54,14 +54,18 @@ pub(super) struct Outlets {
 ///
 /// What waits for endpoints takes as long as they take, so that nothing waits for it but what may concern the same dead
 /// letters. A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was tried
-/// after the job was made.
+/// after the job was made. After a lost connection one that sends dead letters again goes on where it was: the dispatcher
+/// has what it was fed.
 pub(super) struct Jobs {
-    pub(super) sessions: Arc<Sessions>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) tell: Teller,
-    pub(super) outlets: Outlets,
+    sessions: Arc<Sessions>,
+    metrics: Arc<Metrics>,
+    tell: Teller,
+    outlets: Outlets,
     /// Wakes those who carry out replays.
-    pub(super) replay: Arc<Notify>,
+    replay: Arc<Notify>,
+    /// Those under way that send dead letters again. They outlive a lost connection, as what the dispatcher has of them
+    /// does.
+    retries: Vec<RetryJob>,
 }
 
 impl Work for Jobs {
@@ -72,7 +76,7 @@ impl Work for Jobs {
 
     async fn work(&mut self) -> Result<Infallible, TaskError> {
         // A job may take long: on a session of its own, for as long as there are any.
-        let (mut own, mut retries) = (None, Vec::new());
+        let mut own = None;
         loop {
             let asked = in_turn(self.look()).await?;
             self.tell.works(Self::PART);
@@ -84,12 +88,12 @@ impl Work for Jobs {
                     Some(store) => store,
                     None => own.insert(self.sessions.own_state(JOBS).await?),
                 };
-                self.carry_out_all(store, &mut retries).await?;
-                self.go_on(store, &mut retries, Instant::now() + EVERY).await?;
+                self.carry_out_all(store).await?;
+                self.go_on(store, Instant::now() + EVERY).await?;
             } else {
-                retries.clear();
+                self.retries.clear();
             }
-            if retries.is_empty() {
+            if self.retries.is_empty() {
                 own = None;
                 tokio::time::sleep(EVERY).await;
             }
@@ -107,7 +111,53 @@ struct RetryJob {
     fed_to: Option<i64>,
 }
 
+impl RetryJob {
+    /// Hands the dispatcher what it has room for, until then.
+    async fn feed(
+        &mut self,
+        store: &StateStore,
+        to: &mpsc::Sender<Retry>,
+        until: Instant,
+    ) -> Result<(), TaskError> {
+        while let Some(after) = self.fed_to
+            && Instant::now() < until
+        {
+            let Ok(room) = timeout_at(until, to.reserve()).await else { return Ok(()) };
+            drop(room?);
+            // Nobody else sends: so many find room.
+            let room = i64::try_from(to.capacity()).unwrap_or(PAGE).clamp(1, PAGE);
+            let page = store.dead_letters_to_retry(self.id, &self.filter, after, room).await?;
+            self.fed_to = page.last().map(|last| last.id);
+            for letter in page {
+                let Some(endpoint) = letter.endpoint else { continue };
+                let dead_letter = DeadLetterId(letter.id);
+                let next = Retry { dead_letter, job: self.id, event: letter.event, endpoint };
+                to.send(next).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every dead letter of the job has ended and that is stored: none is left that the job has not tried. One
+    /// that is discarded meanwhile is not left either.
+    async fn is_done(&self, store: &StateStore) -> Result<bool, TaskError> {
+        let is_fed = self.fed_to.is_none();
+        let left = || store.dead_letters_to_retry(self.id, &self.filter, 0, 1);
+        Ok(is_fed && left().await?.is_empty())
+    }
+}
+
 impl Jobs {
+    pub(super) fn new(
+        sessions: Arc<Sessions>,
+        metrics: Arc<Metrics>,
+        tell: Teller,
+        outlets: Outlets,
+        replay: Arc<Notify>,
+    ) -> Self {
+        Self { sessions, metrics, tell, outlets, replay, retries: Vec::new() }
+    }
+
     /// What there is to do.
     async fn look(&self) -> Result<Asked, TaskError> {
         let store = self.sessions.state().await?;
@@ -117,19 +167,15 @@ impl Jobs {
     }
 
     /// Carries out all that can be at once, and begins what takes longer.
-    async fn carry_out_all(
-        &self,
-        store: &mut StateStore,
-        retries: &mut Vec<RetryJob>,
-    ) -> Result<(), TaskError> {
+    async fn carry_out_all(&mut self, store: &mut StateStore) -> Result<(), TaskError> {
         // Those under way, and those that wait for them.
-        let mut passed: Vec<JobId> = retries.iter().map(|retry| retry.id).collect();
+        let mut passed: Vec<JobId> = self.retries.iter().map(|retry| retry.id).collect();
         let mut waiting: Vec<DeadLetterFilter> = Vec::new();
         loop {
             if let Some(replay) = store.cancelled_replay().await? {
                 self.discard_replay(store, replay).await?;
             }
-            let more = retries.len() < RETRIES_AT_ONCE && passed.len() < PASSED_MAX;
+            let more = self.retries.len() < RETRIES_AT_ONCE && passed.len() < PASSED_MAX;
             let next = store.next_job_beside(&passed, more).await?;
             self.tell.works(Self::PART);
             let Some(job) = next else { return Ok(()) };
@@ -138,10 +184,10 @@ impl Jobs {
                 Some(retry) => {
                     passed.push(job.id);
                     // One that may concern the same ones has its turn afterwards.
-                    let mut before = retries.iter().map(|other| &other.filter).chain(&waiting);
+                    let mut before = self.retries.iter().map(|other| &other.filter).chain(&waiting);
                     match before.any(|earlier| retry.filter.may_share(earlier)) {
                         true => waiting.push(retry.filter),
-                        false => retries.push(retry),
+                        false => self.retries.push(retry),
                     }
                 }
             }
@@ -149,54 +195,22 @@ impl Jobs {
     }
 
     /// Feeds the dispatcher what is to be sent again, and ends what has ended, until then.
-    async fn go_on(
-        &self,
-        store: &mut StateStore,
-        retries: &mut Vec<RetryJob>,
-        until: Instant,
-    ) -> Result<(), TaskError> {
-        while !retries.is_empty() && Instant::now() < until {
-            for retry in &mut *retries {
-                self.feed(store, retry, Instant::now() + POLL).await?;
+    async fn go_on(&mut self, store: &mut StateStore, until: Instant) -> Result<(), TaskError> {
+        while !self.retries.is_empty() && Instant::now() < until {
+            for retry in &mut self.retries {
+                retry.feed(store, &self.outlets.retries, Instant::now() + POLL).await?;
             }
-            let mut left = Vec::new();
-            for retry in retries.drain(..) {
-                if retry.fed_to.is_some() || !is_done(store, &retry).await? {
-                    left.push(retry);
-                    continue;
+            let mut at = 0;
+            while let Some(retry) = self.retries.get(at) {
+                if retry.is_done(store).await? {
+                    finish(store, retry.id, retry.kind).await?;
+                    self.retries.remove(at);
+                } else {
+                    at += 1;
                 }
-                finish(store, retry.id, retry.kind).await?;
             }
-            *retries = left;
-            if retries.iter().all(|retry| retry.fed_to.is_none()) {
+            if self.retries.iter().all(|retry| retry.fed_to.is_none()) {
                 tokio::time::sleep(POLL).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands the dispatcher what it has room for, until then.
-    async fn feed(
-        &self,
-        store: &StateStore,
-        retry: &mut RetryJob,
-        until: Instant,
-    ) -> Result<(), TaskError> {
-        let to = &self.outlets.retries;
-        while let Some(after) = retry.fed_to
-            && Instant::now() < until
-        {
-            let Ok(room) = timeout_at(until, to.reserve()).await else { return Ok(()) };
-            drop(room?);
-            // Nobody else sends: so many find room.
-            let room = i64::try_from(to.capacity()).unwrap_or(PAGE).clamp(1, PAGE);
-            let page = store.dead_letters_to_retry(retry.id, &retry.filter, after, room).await?;
-            retry.fed_to = page.last().map(|last| last.id);
-            for letter in page {
-                let Some(endpoint) = letter.endpoint else { continue };
-                let dead_letter = DeadLetterId(letter.id);
-                let next = Retry { dead_letter, job: retry.id, event: letter.event, endpoint };
-                to.send(next).await?;
             }
         }
         Ok(())
@@ -325,12 +339,6 @@ async fn stop_or_start(
         tokio::time::sleep(POLL).await;
     }
     Ok(())
-}
-
-/// Whether every dead letter of the job has ended and that is stored: none is left that the job has not tried. One that is
-/// discarded meanwhile is not left either.
-async fn is_done(store: &StateStore, retry: &RetryJob) -> Result<bool, TaskError> {
-    Ok(store.dead_letters_to_retry(retry.id, &retry.filter, 0, 1).await?.is_empty())
 }
 
 async fn finish(store: &mut StateStore, job: JobId, kind: &str) -> Result<(), TaskError> {

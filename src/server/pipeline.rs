@@ -328,13 +328,7 @@ impl Leading {
         let (of, to) = again();
         let asked = Arc::new(Notify::new());
         let (metrics_of, replay_of) = (Arc::clone(&metrics), Arc::clone(&asked));
-        tasks.keep(Jobs {
-            sessions: of,
-            metrics: metrics_of,
-            tell: to,
-            outlets,
-            replay: replay_of,
-        });
+        tasks.keep(Jobs::new(of, metrics_of, to, outlets, replay_of));
         let (of, to) = again();
         tasks.keep(Replays::new(of, to, replay, asked));
         if let Some(receiver) = notify::receiver(&config) {

@@ -102,6 +102,36 @@ async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_n
     assert!(running.terminate().await.unwrap().success());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_sends_each_delivery_once_where_its_session_is_lost() {
+    let (world, running, from) = delivered(200).await.unwrap();
+    world
+        .sql
+        .batch_execute("UPDATE webhooks SET url = url || '?delay=100ms' WHERE id = 1")
+        .await
+        .unwrap();
+    let asked = ["replay", "start", "--from", &from, "--account", "1", "--wait", "0s", "--json"];
+    let before = world.mock.received().len();
+    assert!(world.walhook(&asked).await.unwrap().status.success());
+    let sent = before as u64 + 30;
+    world
+        .mock
+        .wait_until("some replayed", crate::support::PATIENCE, |s| s.received >= sent)
+        .await
+        .unwrap();
+    let lose = "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity
+                WHERE application_name = 'walhook replay'";
+    assert_eq!(world.value(lose).await.unwrap(), "t");
+    world.until(ENDED, "0").await.unwrap();
+    let received = world.mock.received();
+    assert_eq!(by_id(&received[before..], true).len(), 200);
+    assert_eq!(received.len(), before + 200, "some were sent twice");
+    let listed = world.walhook_json(&["replay", "list"]).await.unwrap();
+    let replay = &listed["replays"][0];
+    assert_eq!((&replay["done"], &replay["failed"]), (&200.into(), &0.into()), "{listed}");
+    assert!(running.terminate().await.unwrap().success());
+}
+
 async fn refused(world: &World, args: &[&str], code: i32, says: &str) -> Result<()> {
     let output = world.walhook(args).await?;
     let said = text(&output.stderr);

@@ -4,8 +4,10 @@
 //! The dispatcher counts what has ended, or is deferred, in the transaction that makes it durable. Now and
 //! then the feeder waits until all that it fed has, and stores the position: there the next leader goes on.
 //! What the one before had deferred from there on is passed over, and so is what an operator has discarded of that;
-//! what it had delivered is sent again.
+//! what it had delivered is sent again. Where a connection is lost and the process lives on, it knows what it has fed,
+//! and feeds nothing of that once more.
 
+mod fed;
 mod left_out;
 
 use std::collections::{HashMap, HashSet};
@@ -24,6 +26,7 @@ use super::sessions::{REPLAY_LOOK_UPS, REPLAY_STATE, Sessions, in_turn};
 use super::tasks::{Until, Work};
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
+use fed::Fed;
 use left_out::LeftOut;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, Event, Item};
@@ -73,10 +76,9 @@ pub(super) struct Replays {
     input: mpsc::Sender<ReplayInput>,
     /// Told by the task of jobs, which looks at their table every second.
     asked: Arc<Notify>,
-    /// For each replay that is not finished how many deliveries have been fed, those that earlier
-    /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
-    fed: HashMap<ReplayId, i64>,
-    /// What each of them has left out up to its stored position, since this leader carries it out.
+    /// Of each replay that is not finished what was fed. Outlives a lost connection, as the dispatcher's counts do.
+    fed: HashMap<ReplayId, Fed>,
+    /// What each of them has left out of the batches that were fed to their end, since this leader carries it out.
     left_out: HashMap<ReplayId, LeftOut>,
     /// The replay whose range this leader reads for the first time, from its beginning: nothing of it can be
     /// deferred already.
@@ -108,7 +110,7 @@ impl Pace {
 }
 
 /// How feeding a range ended.
-enum Fed {
+enum Ended {
     /// All of it has ended or is deferred, and that is stored.
     Settled,
     /// It was ended by an operator.
@@ -179,7 +181,7 @@ impl Replays {
         let range = replay.range.clone();
         let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
         self.begun = (is_new && from <= range.from).then_some(job);
-        self.fed.entry(job).or_insert(counts.total());
+        self.fed.entry(job).or_insert_with(|| Fed::new(counts.total()));
         self.input.send(ReplayInput::Start(job, counts)).await?;
         let problem = self.feed_until_settled(store, replay).await?;
         self.input.send(ReplayInput::End(job)).await?;
@@ -220,8 +222,8 @@ impl Replays {
         let mut tries = 0;
         loop {
             let problem = match self.feed_range(store, &replay).await? {
-                Fed::Settled | Fed::Cancelled => return Ok(None),
-                Fed::Broken(interrupted) => interrupted,
+                Ended::Settled | Ended::Cancelled => return Ok(None),
+                Ended::Broken(interrupted) => interrupted,
             };
             if let Interrupted::Range(error) = &problem
                 && let Some(error) = error.without_publication()
@@ -244,18 +246,23 @@ impl Replays {
         &mut self,
         store: &mut StateStore,
         replay: &StoredReplay,
-    ) -> Result<Fed, TaskError> {
-        let (from, to) = (replay.position.max(replay.range.from), replay.range.to);
+    ) -> Result<Ended, TaskError> {
+        let (mut from, to) = (replay.position.max(replay.range.from), replay.range.to);
         // What was fed before the connection was lost is a row by then, or has ended.
         if !self.until_ended(store, replay.id).await? {
-            return Ok(Fed::Cancelled);
+            return Ok(Ended::Cancelled);
+        }
+        let fed_to = self.fed.get_mut(&replay.id).and_then(Fed::begin_again);
+        if let Some(fed_to) = fed_to.filter(|fed_to| *fed_to > from) {
+            store.set_replay_position(replay.id, fed_to).await?;
+            from = fed_to;
         }
         let may_be_there = self.begun.take() != Some(replay.id);
         let purpose = format!("replay_{}", replay.id);
         let (config, from_oldest) = (&self.sessions.config, replay.range.from_oldest);
         let range = match Range::open(config, from, to, from_oldest, &purpose).await {
             Ok(range) => range,
-            Err(error) => return Ok(Fed::Broken(Interrupted::Range(error))),
+            Err(error) => return Ok(Ended::Broken(Interrupted::Range(error))),
         };
         let lookups = LookupSession::open(config.lookups(), REPLAY_LOOK_UPS.name).await?;
         let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
@@ -267,22 +274,23 @@ impl Replays {
             let mut end = None;
             let events = events(replay, batch.items, &mut end);
             if !self.feed_events(store, &mut feeding, &events).await? {
-                return Ok(Fed::Cancelled);
+                return Ok(Ended::Cancelled);
             }
+            self.fed.entry(replay.id).or_default().end_batch(end);
+            let before = self.left_out.entry(replay.id).or_default();
+            before.append(std::mem::take(&mut feeding.left_out));
             if let Some(end) = end.filter(|end| feeding.unstored >= STORE_EVERY || *end >= to) {
                 if !self.until_ended(store, replay.id).await? {
-                    return Ok(Fed::Cancelled);
+                    return Ok(Ended::Cancelled);
                 }
                 store.set_replay_position(replay.id, end).await?;
-                let before = self.left_out.entry(replay.id).or_default();
-                before.append(std::mem::take(&mut feeding.left_out));
                 feeding.unstored = 0;
             }
         }
         match task.join_next().await {
-            Some(Ok(Ok(()))) => Ok(Fed::Settled),
-            Some(Ok(Err(error))) => Ok(Fed::Broken(Interrupted::Range(error))),
-            Some(Err(_)) | None => Ok(Fed::Broken(Interrupted::Panicked)),
+            Some(Ok(Ok(()))) => Ok(Ended::Settled),
+            Some(Ok(Err(error))) => Ok(Ended::Broken(Interrupted::Range(error))),
+            Some(Err(_)) | None => Ok(Ended::Broken(Interrupted::Panicked)),
         }
     }
 
@@ -301,6 +309,8 @@ impl Replays {
             }
             false => HashSet::new(),
         };
+        let fed = self.fed.entry(replay.id).or_default();
+        fed.begin_batch(events.last().map(|event| event.position));
         let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
         accounts.sort_unstable();
         accounts.dedup();
@@ -310,21 +320,24 @@ impl Replays {
             let routes = feeding.lookups.fetch(&self.lookups, &accounts).await?.routes;
             let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
             accounts.retain(|account| !routes.contains_key(account));
-            feeding.leave_out(&routes, events);
+            feeding.leave_out(fed, &routes, events);
             for delivery in deliveries(replay, events, &routes) {
                 let Replay { event, endpoint, .. } = &delivery;
-                if may_be_there && there.contains(&(event.id.to_string(), endpoint.to_string())) {
+                if may_be_there && there.contains(&(event.id.to_string(), endpoint.to_string()))
+                    || fed.has(event, endpoint)
+                {
                     continue;
                 }
-                feeding.unstored += 1;
-                *self.fed.entry(replay.id).or_default() += 1;
                 feeding.pace.wait().await;
+                feeding.unstored += 1;
+                fed.add(event, endpoint);
                 // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
                 tokio::select! {
                     sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
                     () = cancelled(store, replay.id) => return Ok(false),
                 }
             }
+            fed.leave_position();
         }
         Ok(true)
     }
@@ -332,7 +345,7 @@ impl Replays {
     /// Waits until all that was fed has ended or is deferred, and that is stored; `false` when the replay was cancelled
     /// meanwhile.
     async fn until_ended(&self, store: &StateStore, id: ReplayId) -> Result<bool, TaskError> {
-        let fed = self.fed.get(&id).copied().unwrap_or_default();
+        let fed = self.fed.get(&id).map_or(0, Fed::total);
         loop {
             match store.replay(id).await? {
                 None | Some(StoredReplay { finished: true, .. }) => return Ok(false),
@@ -357,11 +370,12 @@ struct Feeding<'a> {
 
 impl Feeding<'_> {
     /// Tells of the accounts whose endpoints cannot be read.
-    fn leave_out(&mut self, routes: &HashMap<AccountId, Routes>, events: &[Arc<Event>]) {
+    fn leave_out(&mut self, fed: &Fed, routes: &HashMap<AccountId, Routes>, events: &[Arc<Event>]) {
         for (account, routes) in routes {
             let Some(why) = &routes.refused else { continue };
             // The others' must not wait for it; it can be replayed by itself afterwards.
-            let of_account = events.iter().filter(|e| e.account == *account).count();
+            let is_new = |e: &&Arc<Event>| e.account == *account && !fed.had(e.position);
+            let of_account = events.iter().filter(is_new).count();
             self.left_out.add(account, of_account as u64, why);
             let (replay, account) = (self.replay.id.0, account.escape_debug());
             tracing::warn!(replay, %account, %why, "a replay leaves the account out");

@@ -90,7 +90,7 @@ pub(super) struct LeaderBefore {
 /// What is known of earlier attempts to lead.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    /// Whether this configuration has led to the slot once: until then what waiting does not fix is refused.
+    /// Whether this configuration has passed the checks of a start: until then what waiting does not fix is refused.
     started: bool,
     /// Whether the first connection streams transactions that are open.
     pub(super) streams: bool,
@@ -190,39 +190,20 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
         Err(OpenError::Stop(stop)) => return Err(stop.into()),
         session => {
             refused?;
-            session?
+            session
         }
     };
-    let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };
     let system = expected.system_identifier;
-    let compiled = compile_rules(config, &session.sentinel, system, endpoints).await;
-    let rules = compiled?;
-    // After the rules: one that names no table at all is the configuration's fault.
-    let published = published::check(config, &session.sentinel).await?;
-    if let Err(Halt::PublicationMissing { .. }) = published {
-        let last = store.last_look().await?;
-        if let Some(other) = published::other_publication(config, &session.sentinel, last).await? {
-            return Err(OpenError::of_halt(other));
+    let session = match session {
+        // Before it is needed: one that does not fit could not take over, and would halt for its own faults.
+        Err(OpenError::SlotInUse) if !started => {
+            let client = Connection::open(direct_url(config), SENTINEL.name).await?;
+            let checked = check_fit(config, &client, &store, system, started).await;
+            return Err(checked.map_or_else(OpenError::beside_a_leader, |_| OpenError::SlotInUse));
         }
-    }
-    published.map_err(OpenError::of_halt)?;
-    // These are told while we run, and help nobody by ending it.
-    if !started {
-        let watched = published::unwatched(config, &session.sentinel).await;
-        watched?.map_err(OpenError::of_halt)?;
-        let shown = published::check_rows(config, &session.sentinel).await;
-        shown?.map_err(OpenError::of_halt)?;
-        // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
-        if let Err(error @ LookupError::Incomparable { .. }) =
-            Lookups::of(config.lookups()).check_types(&session.sentinel).await
-        {
-            return Err(OpenError::refused(error));
-        }
-        refuse_to_break_writes(config, &session.sentinel).await?;
-        for doubt in labels::unknown(config, &session.sentinel).await? {
-            tracing::warn!("{doubt}");
-        }
-    }
+        session => session?,
+    };
+    let rules = check_fit(config, &session.sentinel, &store, system, started).await?;
     let sessions = match &config.workers {
         Some(_) => store.sessions_of_workers(WORKERS_WITHIN).await?,
         None => Vec::new(),
@@ -236,11 +217,48 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
-    let system_identifier = expected.system_identifier;
     let before = LeaderBefore { until, sessions, database: expected };
     let source = Source { session, streams, rules, changes, left_out };
     let known = known.clone();
-    Ok(Leader { epoch, clock, system_identifier, start, store, source, before, known })
+    Ok(Leader { epoch, clock, system_identifier: system, start, store, source, before, known })
+}
+
+/// Compiles the rules, and checks that the source shows what they and the look-ups need. What is told once `started`,
+/// and helps nobody by ending it then, is refused before.
+async fn check_fit(
+    config: &Config,
+    client: &Connection,
+    store: &StateStore,
+    system: u64,
+    started: bool,
+) -> Result<Rules, OpenError> {
+    let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };
+    let rules = compile_rules(config, client, system, endpoints).await?;
+    // After the rules: one that names no table at all is the configuration's fault.
+    let published = published::check(config, client).await?;
+    if let Err(Halt::PublicationMissing { .. }) = published {
+        let last = store.last_look().await?;
+        if let Some(other) = published::other_publication(config, client, last).await? {
+            return Err(OpenError::of_halt(other));
+        }
+    }
+    published.map_err(OpenError::of_halt)?;
+    if started {
+        return Ok(rules);
+    }
+    published::unwatched(config, client).await?.map_err(OpenError::of_halt)?;
+    published::check_rows(config, client).await?.map_err(OpenError::of_halt)?;
+    // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
+    if let Err(error @ LookupError::Incomparable { .. }) =
+        Lookups::of(config.lookups()).check_types(client).await
+    {
+        return Err(OpenError::refused(error));
+    }
+    refuse_to_break_writes(config, client).await?;
+    for doubt in labels::unknown(config, client).await? {
+        tracing::warn!("{doubt}");
+    }
+    Ok(rules)
 }
 
 /// The checkpoint. Where an upgrade was prepared and then given up, it moves to where the slots were put.

@@ -105,7 +105,7 @@ impl StateStore {
         Ok(Recovery { epoch, start, taken_at })
     }
 
-    /// Records why the pipeline has halted, for `walhook status`.
+    /// Records why the pipeline has halted, for `walhook status`, until a leader stores something.
     ///
     /// # Errors
     /// [`StateError::Fenced`] when the lease was ours and is no longer; [`StateError::Sql`].
@@ -123,7 +123,8 @@ impl StateStore {
 
     async fn set_halt(&mut self, reason: Option<&str>) -> Result<(), StateError> {
         let Scope { s, pipeline, partition, .. } = &self.scope;
-        // A halt can come before the lease is taken (another cluster behind the URL, say).
+        // A halt can come before the lease is taken (another cluster behind the URL, say). Beside a leader it stands
+        // until that one's next batch.
         let epoch = self.epoch();
         let tx = self.connection.transaction().await?;
         if let Some(epoch) = epoch {

@@ -449,6 +449,12 @@ async fn overview_shows_halt_gaps_and_dead_letters() {
     store.clear_halt().await.unwrap();
     let seen = store.overview().await.unwrap();
     assert_eq!((seen.halt_reason, seen.halted_at_us), (None, None));
+
+    // One that never led cannot know whether another leads. Who stores something has not halted.
+    fixture.open().await.store_halt("another cluster").await.unwrap();
+    store.persist(&batch(0x200)).await.unwrap();
+    let seen = store.overview().await.unwrap();
+    assert_eq!((seen.halt_reason, seen.halted_at_us), (None, None));
 }
 
 #[tokio::test]

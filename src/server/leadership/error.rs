@@ -197,6 +197,15 @@ impl OpenError {
         }
         halt.into()
     }
+
+    /// The same where another instance streams from the slot: what would halt is refused, for nothing is lost while that
+    /// one goes on, and whether it has to halt it knows itself.
+    pub(super) fn beside_a_leader(self) -> Self {
+        match self {
+            Self::Stop(Stop::Halted(halt)) => Self::refused(StartError::Halt(halt)),
+            other => other,
+        }
+    }
 }
 
 impl From<Stop> for OpenError {

@@ -302,6 +302,8 @@ impl Step {
     }
 }
 
+/// Moves the checkpoint on. Who does has not halted, so what another process that may not lead left there of its own
+/// halt goes.
 async fn checkpoint(
     tx: &Transaction<'_>,
     scope: &Scope,
@@ -313,7 +315,8 @@ async fn checkpoint(
         "WITH stored AS (SELECT frontier, {} AS written FROM {s}.checkpoint
                          WHERE pipeline {EQ} $1 AND partition {EQ} $2 FOR UPDATE),
               advanced AS (UPDATE {s}.checkpoint c
-                           SET frontier = $3, updated_at = pg_catalog.clock_timestamp()
+                           SET frontier = $3, updated_at = pg_catalog.clock_timestamp(),
+                               halt_reason = NULL, halted_at = NULL
                            WHERE c.pipeline {EQ} $1 AND c.partition {EQ} $2
                              AND (SELECT frontier FROM stored) {LE} $3
                            RETURNING {} AS written)

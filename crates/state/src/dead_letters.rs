@@ -18,6 +18,9 @@ use super::{
     text, unreadable,
 };
 
+/// Letters discarded in one transaction, during which the leader writes nothing.
+const CHUNK: i64 = 1_000;
+
 /// One dead letter with its event.
 #[derive(Debug, Clone)]
 pub struct StoredDeadLetter {
@@ -53,8 +56,13 @@ pub(super) const COLUMNS: &str =
 
 /// What is selected from: each letter as `d`, and its event's body as `b`. `$1` is the pipeline.
 fn letters(s: &str) -> String {
+    with_bodies(s, &format!("{s}.dead_letters"))
+}
+
+/// The same of those letters `of`.
+fn with_bodies(s: &str, of: &str) -> String {
     format!(
-        "{s}.dead_letters d CROSS JOIN LATERAL (
+        "{of} d CROSS JOIN LATERAL (
              SELECT * FROM {s}.bodies WHERE pipeline {EQ} $1 AND event_id {EQ} d.event_id LIMIT 1) b"
     )
 }
@@ -207,27 +215,48 @@ impl StateStore {
                               ORDER BY id DESC LIMIT 1), 0)"
         );
         let last: i64 = self.one(&last).await?.try_get(0)?;
+        // All may have to be looked through for one, so that is done without holding the leader off.
         let choose = format!(
-            "SELECT d.id FROM {}
-             WHERE {} AND d.id {GT} $9 AND d.id {LE} $10 ORDER BY d.id LIMIT 1000",
+            "SELECT d.id FROM {} WHERE {} AND d.id {GT} $9 AND d.id {LE} $10
+             ORDER BY d.id LIMIT {CHUNK}",
             letters(s),
+            filter.condition()
+        );
+        // What has changed since it was chosen may fit no more.
+        let again = format!(
+            "SELECT d.id FROM {} WHERE {}",
+            with_bodies(
+                s,
+                &format!(
+                    "(SELECT l.* FROM pg_catalog.unnest($9) AS r(id)
+                  CROSS JOIN LATERAL (SELECT * FROM {s}.dead_letters WHERE pipeline {EQ} $1 AND {}
+                                      ORDER BY id LIMIT 1) l)",
+                    key::range("id", "r.id")
+                )
+            ),
             filter.condition()
         );
         let (mut after, mut removed) = (0i64, 0);
         loop {
-            let tx = self.connection.transaction().await?;
-            hold_off_leader(&tx, &self.scope).await?;
             let mut params = filter.params(pipeline);
             params.push((&after, Type::INT8));
             params.push((&last, Type::INT8));
-            let rows = tx.query_typed(&choose, &params).await?;
-            let ids = rows.iter().map(|r| r.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
-            let Some(highest) = ids.last().copied() else { return Ok(removed) };
-            removed += remove(&tx, &self.scope, &ids, &vec![0; ids.len()]).await?;
+            let chosen = ids(&self.connection.query_typed(&choose, &params).await?)?;
+            let Some(highest) = chosen.last().copied() else { return Ok(removed) };
+            let tx = self.connection.transaction().await?;
+            hold_off_leader(&tx, &self.scope).await?;
+            let mut params = filter.params(pipeline);
+            params.push((&chosen, Type::INT8_ARRAY));
+            let fit = ids(&tx.query_typed(&again, &params).await?)?;
+            removed += remove(&tx, &self.scope, &fit, &vec![0; fit.len()]).await?;
             tx.commit().await?;
             after = highest;
         }
     }
+}
+
+fn ids(rows: &[Row]) -> Result<Vec<i64>, StateError> {
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 pub(super) fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {

@@ -31,7 +31,7 @@ pub struct DeferredCursor {
 /// Some of the rows that a job asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
-    /// Those that were changed or removed; at most 1,000.
+    /// Those that were changed or removed; at most 1,000. There may be none: they had left meanwhile.
     pub rows: Vec<(QueueId, RowKey)>,
     /// What came of the lines of the delivery log that say so.
     pub logged: Logged,
@@ -57,7 +57,7 @@ fn rows(s: &str, filter: &DeferredFilter) -> String {
     }
     format!(
         "(SELECT d.* FROM (SELECT id FROM pg_catalog.unnest($2) AS r(id) GROUP BY id) r
-          CROSS JOIN LATERAL (SELECT *, ctid FROM {s}.deferred WHERE pipeline {EQ} $1 AND {}
+          CROSS JOIN LATERAL (SELECT * FROM {s}.deferred WHERE pipeline {EQ} $1 AND {}
                               ORDER BY event_id OFFSET 0) d) d",
         key::range("event_id", "r.id")
     )
@@ -251,6 +251,8 @@ impl StateStore {
         log_at_us: Option<i64>,
     ) -> Result<Option<Uncommitted<'_, Changed>>, StateError> {
         let epoch = self.led_epoch()?;
+        let chosen = self.choose(filter, condition, after).await?;
+        let Some(next) = chosen.last().cloned() else { return Ok(None) };
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
         // Bodies that go with the last row are still there for this statement.
@@ -258,24 +260,30 @@ impl StateStore {
             Some(_) => to_us(&key::row(s, "bodies", "committed_at", "event_id", "gone.event_id")),
             None => "NULL::bigint".to_owned(),
         };
+        // What has left or changed since it was chosen fits no more.
         let sql = format!(
             "WITH chosen AS (
-                 SELECT d.ctid AS place FROM {} WHERE {filters} AND {condition}
-                    AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
-                 ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}),
+                 SELECT d.place FROM unnest($9, $10, $11) AS r(event, endpoint, replay)
+                 CROSS JOIN LATERAL (SELECT *, ctid AS place FROM {s}.deferred
+                                     WHERE pipeline {EQ} $1 AND {}
+                                     ORDER BY event_id, endpoint, replay_id LIMIT 1) d
+                 WHERE {filters} AND {condition}),
              {change},
              counted AS (UPDATE {s}.jobs SET done = done {PLUS} (SELECT pg_catalog.count(*)
                  FROM gone)
                          WHERE pipeline {EQ} $1 AND id {EQ} $12)
              SELECT {}, {committed} AS committed FROM gone ORDER BY event_id, endpoint, replay_id",
-            rows(s, filter),
+            key::range("event_id, endpoint, replay_id", "r.event, r.endpoint, r.replay"),
             place_columns()
         );
-        let mut params = filter.params(pipeline);
-        params.push((&after.event, Type::TEXT));
-        params.push((&after.endpoint, Type::TEXT));
-        params.push((&after.replay, Type::INT8));
+        let (events, endpoints): (Vec<&str>, Vec<&str>) =
+            chosen.iter().map(|row| (&*row.event, &*row.endpoint)).unzip();
+        let replays: Vec<i64> = chosen.iter().map(|row| row.replay).collect();
         let job = job.map(|job| job.0);
+        let mut params = filter.params(pipeline);
+        params.push((&events, Type::TEXT_ARRAY));
+        params.push((&endpoints, Type::TEXT_ARRAY));
+        params.push((&replays, Type::INT8_ARRAY));
         params.push((&job, Type::INT8));
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;
@@ -285,13 +293,38 @@ impl StateStore {
         if removes {
             backlog::subtract(&tx, &self.scope, rows.iter().map(|(queue, _)| queue)).await?;
         }
-        let Some(last) = gone.last() else { return Ok(None) };
-        let next = DeferredCursor {
-            event: last.try_get("event_id")?,
-            endpoint: text::get(last, "endpoint")?,
-            replay: last.try_get("replay_id")?,
-        };
         Ok(Some(Uncommitted::new(Some(tx), Changed { rows, next, logged })))
+    }
+
+    /// The first rows behind `after` that a change is about. All may have to be looked through for one, so the leader is
+    /// not held off meanwhile.
+    async fn choose(
+        &self,
+        filter: &DeferredFilter,
+        condition: &str,
+        after: &DeferredCursor,
+    ) -> Result<Vec<DeferredCursor>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT d.event_id, d.endpoint, d.replay_id FROM {} WHERE {} AND {condition}
+                AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
+             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}",
+            rows(s, filter),
+            filter.condition()
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after.event, Type::TEXT));
+        params.push((&after.endpoint, Type::TEXT));
+        params.push((&after.replay, Type::INT8));
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        let read = |row: &Row| {
+            Ok(DeferredCursor {
+                event: row.try_get("event_id")?,
+                endpoint: text::get(row, "endpoint")?,
+                replay: row.try_get("replay_id")?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 
     /// How many deliveries fit.

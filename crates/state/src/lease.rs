@@ -185,7 +185,7 @@ pub(super) async fn fence_alone(
 /// Keeps every leader from writing until the transaction ends, and waits for one that does: for what
 /// an operator's command changes itself of the rows that need a body.
 ///
-/// Short transactions only: the leader sends nothing meanwhile.
+/// The leader sends nothing meanwhile. So what is to be changed is chosen before, and asked for by its keys here.
 pub(super) async fn hold_off_leader(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
     let s = &scope.s;
     let sql = format!(

@@ -37,6 +37,11 @@ fn some() -> Vec<u64> {
     (from..from + SOME).collect()
 }
 
+/// From this number on rows are new ones, of a type of their own.
+const NEW: u64 = 1_000_000;
+
+const NEW_TYPE: &str = "a.new";
+
 /// The event of the row with this number.
 fn filled(number: u64) -> Arc<Event> {
     let like = event(0x100, "1");
@@ -49,7 +54,7 @@ fn filled(number: u64) -> Arc<Event> {
     Arc::new(Event {
         id: format!("evt_{number:026}").parse().unwrap(),
         position,
-        event_type: Arc::clone(&like.event_type),
+        event_type: if number < NEW { Arc::clone(&like.event_type) } else { NEW_TYPE.into() },
         account: AccountId::new("1"),
         operation: like.operation,
         commit_time_us: like.commit_time_us,
@@ -116,7 +121,7 @@ fn unrouted(number: u64, to: Option<&str>) -> Routed {
 #[expect(clippy::too_many_lines, reason = "a list")]
 /// A batch in which no part is empty; a part that is new does not compile here.
 fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBatch {
-    let new = |n: &u64| filled(1_000_000 + n);
+    let new = |n: &u64| filled(NEW + n);
     let backlog = |queue: QueueId| BacklogRow {
         queue,
         blocked: Blocked::All,
@@ -190,9 +195,9 @@ fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBa
         joined: endpoints().map(|endpoint| Joined { endpoint, at: Lsn(1) }).collect(),
         joined_passed: false,
         deferred: (some().iter())
-            .map(|n| Defer { id: row(1_000_000 + n), ..defer(&new(n), "7") })
+            .map(|n| Defer { id: row(NEW + n), ..defer(&new(n), "7") })
             .chain(some().iter().map(|n| Defer {
-                id: paged(1_000_000 + n),
+                id: paged(NEW + n),
                 reason: DeferReason::Overflow,
                 tried: Tried::default(),
                 ..defer(&new(n), "8")
@@ -230,15 +235,16 @@ macro_rules! step {
     }};
 }
 
+mod operator;
+
 /// Every method of the store, and what it may read. There are so many rows.
 pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static str, Reads> {
     let mut done = BTreeMap::new();
     let recovery = step!(done, store, take_lease, Once, store.take_lease("one"));
     let frontier = recovery.start.frontier;
-    let any = DeadLetterFilter::default();
     leading(store, &mut done, frontier, rows).await;
     listing(store, &mut done).await;
-    changing(store, &mut done).await;
+    operator::changing(store, &mut done).await;
 
     step!(done, store, source_identity, Few, store.source_identity());
     step!(done, store, current_epoch, Few, store.current_epoch());
@@ -246,10 +252,7 @@ pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static 
     step!(done, store, store_halt, Few, store.store_halt("x"));
     step!(done, store, clear_halt, Few, store.clear_halt());
     step!(done, store, set_timeline, Few, store.set_timeline(3));
-    step!(done, store, discard_dead_letters, Once, async {
-        let ids = Some(some().iter().map(|n| n.cast_signed() + 1).collect());
-        store.discard_dead_letters(&DeadLetterFilter { ids, ..any.clone() }).await
-    });
+    operator::discarding(store, &mut done).await;
     recovering(store, &mut done, rows).await;
 
     step!(done, store, sizes, Once, store.sizes());
@@ -447,43 +450,6 @@ async fn listing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
     step!(done, store, gaps, Once, store.gaps(true));
     step!(done, store, replays, Once, store.replays(8));
     step!(done, store, left_out, Once, store.left_out(Lsn(1)));
-}
-
-/// What an operator's commands change.
-async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads>) {
-    let any = DeadLetterFilter::default();
-    let asked = store.create_job(&Ask::RetryDeadLetters(any.clone())).await.unwrap();
-    if let Some(job) = asked {
-        step!(
-            done,
-            store,
-            dead_letters_to_retry,
-            Few,
-            store.dead_letters_to_retry(job.id, &any, 1, 8)
-        );
-        step!(done, store, retried_in_vain, Once, store.retried_in_vain(job.id, 8));
-        step!(done, store, retry_ends, Few, store.finish_job(job.id, None));
-    }
-    let ids = Some(some().iter().map(|n| filled(*n).id.to_string()).collect());
-    let named = DeferredFilter { ids, ..DeferredFilter::default() };
-    let begin = DeferredCursor::default();
-    step!(done, store, begin_hurry, Once, store.begin_hurry(JobId(1), &named));
-    let all_of = DeferredFilter { endpoint: Some("none".into()), ..DeferredFilter::default() };
-    step!(done, store, begin_hurry_of, Once, store.begin_hurry(JobId(1), &all_of));
-    step!(done, store, hurry_deferred, Few, store.hurry_deferred(JobId(1), &named, &begin));
-    step!(done, store, discard_pages, Few, async {
-        match store.discard_pages(JobId(1), &named, None, Some(1)).await? {
-            Some(gone) => gone.commit().await.map(Some),
-            None => Ok(None),
-        }
-    });
-    step!(done, store, discard_deferred, Few, async {
-        match store.discard_deferred(Some(JobId(1)), &named, &begin, Some(1)).await? {
-            Some(gone) => gone.commit().await.map(Some),
-            None => Ok(None),
-        }
-    });
-    step!(done, store, close_gap, Few, store.close_gap(3, Some("known")));
 }
 
 /// What resolves a halt.

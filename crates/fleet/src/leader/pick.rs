@@ -155,7 +155,7 @@ impl Fleet {
             let room = self.local_in_flight < all(own);
             if room && best.is_none_or(|(than, _)| rank > than) {
                 best = Some((rank, Choice::Leader));
-                self.local_in_flight += u32::from(not.is_none());
+                self.local_in_flight += 1;
             }
         }
         match (best, local) {

@@ -2,7 +2,7 @@
 //!
 //! Such a request may have been received, so it is not sent again before it counts, as a second opinion is. But what
 //! goes to that endpoint next goes to another worker, or to the leader where that may send: to the last one only where
-//! nobody else has room. Where the other is answered, that is an opinion on the first one's time-out, and counts as a
+//! nobody else has room, or only one in quarantine, which may itself be what swallows. Where the other is answered, that is an opinion on the first one's time-out, and counts as a
 //! second one does, unless the first was itself answered by anybody since it began that request: then it is the
 //! endpoint that is slow now and then.
 
@@ -106,7 +106,11 @@ impl Fleet {
         bytes: u64,
         than: Who,
     ) -> Option<Placement> {
-        match self.pick(attempt, bytes, Some(than))? {
+        let choice = self.pick(attempt, bytes, Some(than))?;
+        if self.is_worse(choice, than) {
+            return None;
+        }
+        match choice {
             Choice::Worker(session) => self.give(session, attempt.clone(), bytes, None),
             Choice::Leader => {
                 let place = Where::LocalInstead(self.endpoint_key(attempt));
@@ -116,6 +120,14 @@ impl Fleet {
         }
         self.counters.taken += 1;
         Some(Placement::Taken)
+    }
+
+    /// Whether the choice is in quarantine where this one is not.
+    fn is_worse(&self, choice: Choice, than: Who) -> bool {
+        let Choice::Worker(id) = choice else { return false };
+        let is_good = |session: &Session| !session.health.is_quarantined(self.now);
+        self.sessions.get(&id).is_some_and(|session| !is_good(session))
+            && self.sessions.iter().any(|(id, session)| than.is(*id, session) && is_good(session))
     }
 
     /// What came of an attempt that the leader carried since it had timed out elsewhere.

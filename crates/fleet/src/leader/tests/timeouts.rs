@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::*;
+use super::one_in_quarantine;
 use super::rig::*;
 use walhook_core::attempt::{FailureKind, Outcome};
 
@@ -46,6 +47,38 @@ fn retry_after_a_time_out_goes_to_another_worker_than_the_last_one() {
     let (_, last, key) = rig.place("a.example");
     rig.outcome(last, key, Some(timed_out()));
     assert_eq!(rig.place("a.example").1, last);
+}
+
+#[test]
+fn retry_after_a_time_out_goes_to_the_last_worker_where_the_other_is_in_quarantine() {
+    let mut rig = Rig::new(Local::Never, 2);
+    let bad = one_in_quarantine(&mut rig);
+    let (_, last, key) = rig.place("b.example");
+    assert_ne!(last, bad);
+    rig.outcome(last, key, Some(timed_out()));
+    assert_eq!(rig.place("b.example").1, last);
+}
+
+#[test]
+fn leader_takes_no_more_of_what_timed_out_than_it_has_room_for_while_a_worker_has_some() {
+    let mut rig = Rig::new(Local::Always, 2);
+    let hosts: Vec<String> = (0..36).map(|n| format!("h{n}.example")).collect();
+    for host in &hosts {
+        // So many requests are under way at the leader that the workers have it.
+        rig.fleet.handle(rig.now, FleetInput::LocalInFlight(OWN.fast + OWN.slow));
+        let (_, worker, key) = rig.place(host);
+        rig.outcome(worker, key, Some(timed_out()));
+    }
+    rig.fleet.handle(rig.now, FleetInput::LocalInFlight(0));
+    for host in &hosts {
+        rig.next += 1;
+        let again = attempt(rig.next, host, 100);
+        assert_eq!(rig.fleet.place(rig.now, &again), Placement::Taken);
+    }
+    let effects = rig.effects();
+    let local = effects.iter().filter(|it| matches!(it, FleetEffect::CarryLocally(_))).count();
+    assert_eq!(local + packed(&effects).len(), hosts.len());
+    assert!(local <= 12, "{local}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod apart;
 pub(super) mod lead;
+mod looks;
 mod pack;
 pub(super) mod rows;
 pub(super) mod serve;

@@ -26,6 +26,20 @@ pub struct Bus {
     _monitor: Arc<JoinSet<()>>,
 }
 
+/// What came of a look for larger messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looked {
+    /// No server that answered takes them.
+    NoLarger,
+    /// The connection was made anew, and takes them.
+    Larger,
+    /// It was made anew and takes them no more than before: of several servers only some do.
+    InVain,
+}
+
+/// For a connection to be made anew: beyond that it has not helped.
+const ANEW_WITHIN: Duration = Duration::from_secs(10);
+
 /// What is not published, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotPublished {
@@ -156,13 +170,23 @@ impl Bus {
         matches!(timeout(within, self.client.flush()).await, Ok(Ok(())))
     }
 
-    /// Whether a new connection would take larger messages than this one, which knows only what it was told when it
-    /// was made; then it is made anew. A server that is down, or refuses us, takes none.
-    pub async fn look_again(&self) -> bool {
-        let Ok(fresh) = Self::connect_now(&self.options).await else { return false };
-        let takes = fresh.client.max_payload();
-        let larger = takes > self.state().max_payload;
-        larger && self.client.force_reconnect().await.is_ok()
+    /// Looks whether a new connection would take larger messages than this one, which knows only what it was told when
+    /// it was made; then it is made anew. A server that is down, or refuses us, takes none.
+    pub async fn look_again(&self) -> Looked {
+        let Ok(fresh) = Self::connect_now(&self.options).await else { return Looked::NoLarger };
+        let before = self.state();
+        if fresh.client.max_payload() <= before.max_payload
+            || self.client.force_reconnect().await.is_err()
+        {
+            return Looked::NoLarger;
+        }
+        // Which of several servers takes it the client decides.
+        let is_new = |state: &State| state.connected && state.connections > before.connections;
+        let mut state = self.state.clone();
+        match timeout(ANEW_WITHIN, state.wait_for(is_new)).await {
+            Ok(Ok(now)) if now.max_payload > before.max_payload => Looked::Larger,
+            Ok(_) | Err(_) => Looked::InVain,
+        }
     }
 
     /// How it is now.

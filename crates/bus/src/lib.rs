@@ -25,6 +25,6 @@ mod bus;
 mod options;
 mod state;
 
-pub use bus::{Bus, NotPublished, Received, Subscription};
+pub use bus::{Bus, Looked, NotPublished, Received, Subscription};
 pub use options::{BusError, Credentials, Options, Servers, UrlError};
 pub use state::{BusEvent, State, Watch};

@@ -162,9 +162,11 @@ impl Fleet {
         self.enter(now);
         let bytes = pick::bytes_of(attempt);
         if self.too_large(bytes) {
-            self.note_too_large(bytes);
             return match self.settings.local {
-                Local::Never => Placement::TooLarge,
+                Local::Never => {
+                    self.note_too_large(bytes);
+                    Placement::TooLarge
+                }
                 Local::Fallback | Local::Always => Placement::Local,
             };
         }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::looks::Looks;
 use super::pack::{Order, Packers, Report};
 use super::troubles::Troubles;
 use super::{Link, egress_digest, pipeline_id, subscribe};
@@ -42,10 +42,6 @@ use walhook_state::WorkerRow;
 
 /// Frames and reports taken at once before anything else has its turn.
 const AT_ONCE: usize = 256;
-
-/// How often it is looked whether the bus takes larger messages, while something is too large: a server that was told
-/// to take them says so to new connections alone.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What has come from the bus, or from a packer.
 pub(in crate::server) enum Came {
@@ -83,9 +79,7 @@ pub(in crate::server) struct LeaderWorkers {
     rows: watch::Sender<Option<Vec<WorkerRow>>>,
     metrics: Arc<Metrics>,
     troubles: Troubles,
-    /// Looks whether the bus takes larger messages than it said, and when the next may be.
-    looks: JoinSet<()>,
-    look_at: Tick,
+    looks: Looks,
     counted: FleetCounters,
     /// Of lines about frames that cannot be read: a stranger may send as many as it likes, and none of them is to
     /// keep a line about a worker from the log.
@@ -146,8 +140,7 @@ impl LeaderWorkers {
             rows,
             metrics: Arc::clone(metrics),
             troubles: Troubles::new(tell, workers, &link.subjects),
-            looks: JoinSet::new(),
-            look_at: Tick(0),
+            looks: Looks::new(),
             counted: FleetCounters::default(),
             unreadable: LinePace::default(),
             changes: LinePace::default(),
@@ -409,16 +402,7 @@ impl LeaderWorkers {
         ] {
             metrics.count_adopted(result, now - then);
         }
-        while self.looks.try_join_next().is_some() {}
-        if gauges.too_large.is_some() && now >= self.look_at && self.looks.is_empty() {
-            self.look_at = now + LOOK_AGAIN;
-            let bus = self.link.bus.clone();
-            self.looks.spawn(async move {
-                if bus.look_again().await {
-                    tracing::info!("the bus takes larger messages now; connecting anew");
-                }
-            });
-        }
+        self.looks.look(now, gauges.too_large.is_some(), &self.link.bus);
         self.troubles.report(now, &gauges, &counters, &self.link.bus.state());
         if let Some(more) = self.unreadable.take_withheld(now) {
             tracing::warn!(more, "and so many more frames of workers that cannot be read");

@@ -138,7 +138,7 @@ impl Troubles {
                 self.tell.fails_with(Part::Sending, since, &error, &fix);
             }
         }
-        match gauges.too_large.filter(|_| self.local == LocalSending::Never) {
+        match gauges.too_large {
             Some(bytes) => {
                 let since = *self.oversize.get_or_insert_with(Instant::now);
                 let error = format!(

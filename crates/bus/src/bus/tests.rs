@@ -253,10 +253,10 @@ async fn larger_messages_are_taken_once_a_server_was_told_to_take_them() -> Resu
     let bus = Bus::connect_now(&options(&[nats.url()])).await?;
     let mut watch = bus.watch();
     assert_eq!(until_up(&mut watch).await?, 70_000);
-    assert!(!bus.look_again().await, "it takes no more");
+    assert_eq!(bus.look_again().await, Looked::NoLarger);
     nats.reload("max_payload: 200000")?;
     let looked = async {
-        while !bus.look_again().await {
+        while bus.look_again().await != Looked::Larger {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -265,6 +265,36 @@ async fn larger_messages_are_taken_once_a_server_was_told_to_take_them() -> Resu
     assert_eq!(until_up(&mut watch).await?, 200_000);
     bus.publish("p.w.one", None, Bytes::from(vec![b'x'; 100_000]))?;
     Ok(())
+}
+
+#[tokio::test]
+async fn connection_that_is_made_anew_to_a_server_of_the_old_size_is_told_to_have_been_in_vain()
+-> Result<()> {
+    let (small, large) =
+        (Nats::start("max_payload: 70000").await?, Nats::start("max_payload: 200000").await?);
+    let both = options(&[small.url(), large.url()]);
+    let (mut vain, mut larger) = (0, 0);
+    let looked = async {
+        // Which server takes a connection is chance.
+        while vain == 0 || larger == 0 {
+            let bus = Bus::connect_now(&both).await?;
+            let mut watch = bus.watch();
+            if until_up(&mut watch).await? != 70_000 {
+                continue;
+            }
+            let looked = bus.look_again().await;
+            let State { connections, max_payload, .. } = bus.state();
+            match looked {
+                Looked::NoLarger => assert_eq!((connections, max_payload), (1, 70_000)),
+                Looked::InVain => assert_eq!((connections, max_payload), (2, 70_000)),
+                Looked::Larger => assert_eq!((connections, max_payload), (2, 200_000)),
+            }
+            vain += usize::from(looked == Looked::InVain);
+            larger += usize::from(looked == Looked::Larger);
+        }
+        anyhow::Ok(())
+    };
+    timeout(PATIENCE, looked).await?
 }
 
 #[test]

@@ -142,18 +142,10 @@ pub struct Asked {
 }
 
 impl StateStore {
-    /// The oldest job that is not finished.
+    /// The oldest job that is not finished, beside these, which are under way or wait for others. `retries`: whether one
+    /// that sends dead letters again may be next.
     ///
     /// One whose arguments cannot be read is finished with an error, and passed over.
-    ///
-    /// # Errors
-    /// [`StateError::Fenced`], [`StateError::Sql`].
-    pub async fn next_job(&mut self) -> Result<Option<Job>, StateError> {
-        self.next_job_beside(&[], true).await
-    }
-
-    /// As [`StateStore::next_job`], beside jobs that are under way or wait for others. `retries`: whether one that sends
-    /// dead letters again may be next.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -186,7 +178,7 @@ impl StateStore {
         }
     }
 
-    /// Whether there is something for [`StateStore::next_job`] or [`StateStore::cancelled_replay`] to
+    /// Whether there is something for [`StateStore::next_job_beside`] or [`StateStore::cancelled_replay`] to
     /// return, and whether there is for [`StateStore::next_replay`]: one statement, for it is asked every
     /// second.
     ///

@@ -264,7 +264,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     };
     let letters = vec![dead(&one, "7"), dead(&one, "8"), dead(&two, "7"), unroutable];
     store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
-    assert_eq!(store.next_job().await.unwrap(), None);
+    assert_eq!(store.next_job_beside(&[], true).await.unwrap(), None);
 
     let asked = store
         .create_job(&Ask::RetryDeadLetters(DeadLetterFilter::default()))
@@ -275,7 +275,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     let later = dead(&event(0x240, "1"), "9");
     store.persist(&PersistBatch { dead_letters: vec![later], ..batch(0x200) }).await.unwrap();
 
-    let job = store.next_job().await.unwrap().unwrap();
+    let job = store.next_job_beside(&[], true).await.unwrap().unwrap();
     assert_eq!(job.id, asked.id);
     let first =
         store.dead_letters_to_retry(job.id, &DeadLetterFilter::default(), 0, 2).await.unwrap();
@@ -324,7 +324,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     assert_eq!((failed[0].attempts, failed[0].detail.as_str()), (3, "refused"));
 
     store.finish_job(job.id, None).await.unwrap();
-    assert_eq!(store.next_job().await.unwrap(), None);
+    assert_eq!(store.next_job_beside(&[], true).await.unwrap(), None);
     assert!(store.job(job.id).await.unwrap().unwrap().finished);
 }
 
@@ -347,7 +347,7 @@ async fn unreadable_job_is_finished_with_an_error() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(store.next_job().await.unwrap().unwrap().id, asked.id);
+    assert_eq!(store.next_job_beside(&[], true).await.unwrap().unwrap().id, asked.id);
     let first = JobId(asked.id.0 - 1);
     let error = store.job(first).await.unwrap().unwrap().error.unwrap();
     assert!(error.contains("colour"), "{error}");
@@ -465,7 +465,7 @@ async fn paused_endpoints_are_recovered_with_their_job_ended_also_when_stored_tw
     store.persist(&PersistBatch { disabled: vec![disable("7")], ..batch(0x200) }).await.unwrap();
     let stop = EndpointStop { endpoint: "7".into(), reason: "migration".into() };
     let asked = store.create_job(&Ask::PauseEndpoint(stop)).await.unwrap().unwrap();
-    let job = store.next_job().await.unwrap().unwrap();
+    let job = store.next_job_beside(&[], true).await.unwrap().unwrap();
     assert_eq!((job.id, job.ask.kind()), (asked.id, "endpoints.pause"));
     let pause = PauseEndpoint {
         endpoint: EndpointId::new("7"),
@@ -477,7 +477,11 @@ async fn paused_endpoints_are_recovered_with_their_job_ended_also_when_stored_tw
     store.persist(&paused).await.unwrap();
     store.persist(&paused).await.unwrap();
     let ended = store.job(job.id).await.unwrap().unwrap();
-    assert!(ended.finished && ended.done == 1 && store.next_job().await.unwrap().is_none());
+    assert!(
+        ended.finished
+            && ended.done == 1
+            && store.next_job_beside(&[], true).await.unwrap().is_none()
+    );
     let seen = store.overview().await.unwrap();
     assert_eq!((seen.disabled.len(), seen.paused[0].reason.as_str()), (0, "migration"));
     let recovery = store.take_lease("two").await.unwrap();

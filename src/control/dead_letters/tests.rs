@@ -92,7 +92,7 @@ async fn show_has_the_body_as_it_was_sent() {
 /// Does what the leader does with the next job; `fail` says whose retries fail.
 async fn carry_out(leader: &mut StateStore, fail: i64) {
     let job = loop {
-        match leader.next_job().await.unwrap() {
+        match leader.next_job_beside(&[], true).await.unwrap() {
             Some(job) => break job,
             None => sleep(Duration::from_millis(10)).await,
         }

@@ -144,7 +144,7 @@ async fn list_ends_with_what_waits_without_an_endpoint_by_the_filter() {
 /// Does what the leader does with the next job.
 async fn carry_out_next(leader: &mut StateStore, kind: &str) -> JobState {
     let job = loop {
-        match leader.next_job().await.unwrap() {
+        match leader.next_job_beside(&[], true).await.unwrap() {
             Some(job) => break job,
             None => tokio::time::sleep(Duration::from_millis(10)).await,
         }

@@ -138,7 +138,7 @@ async fn round_trip(url: &Secret) {
             ..DeadLetterFilter::default()
         });
         let job = store.create_job(&ask).await.unwrap().unwrap().id;
-        assert_eq!(store.next_job().await.unwrap().unwrap().ask, ask);
+        assert_eq!(store.next_job_beside(&[], true).await.unwrap().unwrap().ask, ask);
         store.finish_job(job, Some(&with(""))).await.unwrap();
 
         let recovery = store.take_lease("next").await.unwrap();

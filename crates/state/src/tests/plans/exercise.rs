@@ -288,7 +288,6 @@ async fn leading(
     let pause = Ask::PauseEndpoint(EndpointStop { endpoint: "7".into(), reason: "x".into() });
     let job = step!(done, store, create_job, Few, store.create_job(&pause)).unwrap();
     step!(done, store, asked, Few, store.asked());
-    step!(done, store, next_job, Few, store.next_job());
     step!(done, store, next_job_beside, Few, store.next_job_beside(&[job.id], false));
     step!(done, store, job_before, Few, store.job_before(job.id));
     step!(done, store, next_replay, Few, store.next_replay());

@@ -9,8 +9,8 @@ use walhook_core::endpoint::Secret;
 /// What the command takes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Refuses while an instance runs, and before anything is dropped where a right is missing. A slot that
-walhook did not make stays. What has not been delivered is forgotten, dead letters too.
+Refuses while an instance runs, and before anything is dropped where a right is missing. A slot or
+a publication that walhook did not make stays, and a publication that another pipeline reads. What has not been delivered is forgotten, dead letters too.
 
 Examples:
   walhook teardown --yes

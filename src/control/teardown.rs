@@ -3,6 +3,7 @@
 //! Publication and state go in transactions, which are committed last, and the slots, which know none, in
 //! between: whatever cannot be dropped shows before anything is. Interrupted, it is run again.
 
+mod publication;
 mod rights;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,8 @@ use walhook_postgres::slot;
 use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
 use walhook_state::slots;
+
+use publication::Publication;
 
 const NAME: &str = "walhook teardown";
 
@@ -120,7 +123,7 @@ impl Sessions {
 #[derive(Debug, Default)]
 struct Plan {
     slots: Vec<String>,
-    publication: bool,
+    publication: Publication,
     state: State,
     kept: Vec<String>,
 }
@@ -138,16 +141,16 @@ enum State {
 
 impl Plan {
     fn is_empty(&self) -> bool {
-        self.slots.is_empty() && !self.publication && self.state == State::Nothing
+        self.slots.is_empty()
+            && self.publication == Publication::Untouched
+            && self.state == State::Nothing
     }
 
     fn to_text(&self, config: &Config) -> String {
         let mut items: Vec<String> =
             self.slots.iter().map(|slot| format!("the slot {slot}")).collect();
-        if self.publication {
-            items.push(format!("the publication {}", config.source.publication));
-        }
         let (slot, schema) = (&config.source.slot, &config.state.schema);
+        items.extend(self.publication.describe(config).map(|what| format!("the {what}")));
         match &self.state {
             State::Nothing => {}
             State::Rows => items.push(format!("{slot}'s state in the schema {schema}")),
@@ -189,8 +192,7 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
         }
         plan.slots.push(slot);
     }
-    let publication = &config.source.publication;
-    plan.publication = source::publication(source, publication).await?.is_some();
+    plan.publication = publication::find(config, source, &mut plan.kept).await?;
     plan.state = if tables.is_empty() {
         State::Nothing
     } else if has_others(sessions.state(), schema, &tables, name).await? {
@@ -250,11 +252,9 @@ async fn tear_down(config: &Config, sessions: &mut Sessions, plan: Plan) -> Resu
     let mut tx = source.transaction().await?;
     tx.batch_execute(LOCK_TIMEOUT).await?;
     let publication = &config.source.publication;
-    if plan.publication {
-        let drop = format!("DROP PUBLICATION {}", quote_ident(publication));
-        let failed =
-            || format!("cannot drop the publication {publication}; its owner can (--admin-url)");
-        tx.batch_execute(&drop).await.with_context(failed)?;
+    if let Some(change) = plan.publication.to_sql(publication) {
+        let failed = || format!("cannot run `{change}`; the publication's owner can (--admin-url)");
+        tx.batch_execute(&change).await.with_context(failed)?;
     }
     let (mut dropped, mut kept) = (vec![], vec![]);
     let state_tx = match state {
@@ -285,9 +285,7 @@ async fn tear_down(config: &Config, sessions: &mut Sessions, plan: Plan) -> Resu
         done.dropped.push(format!("slot {slot}"));
     }
     tx.commit().await.context("the slots are dropped, the rest is not; run it again")?;
-    if plan.publication {
-        done.dropped.push(format!("publication {publication}"));
-    }
+    done.dropped.extend(plan.publication.describe(config));
     if let Some(tx) = state_tx {
         tx.commit().await.context("the state is not dropped yet; run it again")?;
     }

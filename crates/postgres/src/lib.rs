@@ -19,6 +19,7 @@ pub mod lookup;
 pub mod op;
 pub mod pg;
 pub mod preflight;
+pub mod publication_mark;
 pub mod refused_writes;
 pub mod row_security;
 pub mod slot;

@@ -14,6 +14,7 @@ use crate::server::published::other_publication;
 use walhook_core::catalog::TableName;
 use walhook_postgres::coverage::{self, Seen};
 use walhook_postgres::coverage::{Kind, Lack};
+use walhook_postgres::publication_mark::{self, Mark};
 use walhook_postgres::refused_writes::unpublishable_column;
 use walhook_postgres::slot::Slot;
 use walhook_postgres::source;
@@ -68,7 +69,9 @@ pub(super) async fn publication(
         let (has_children, all) =
             (children.exist, wanted.union(&children.missing).cloned().collect());
         let create = script::create_publication(name, &all, has_children, generated);
-        execute(client, &create).await?;
+        let mark = Mark::of(&config.source.slot).to_sql(name);
+        // One transaction: what we made is never without its mark.
+        execute(client, &format!("{create}; {mark}")).await?;
         if slot.is_some() {
             list.push_str(&format!(
                 "; it was missing, and past a row that was written without it the slot {} cannot be read: \
@@ -94,12 +97,30 @@ pub(super) async fn publication(
     let mut changes: Vec<String> =
         missing.into_iter().map(|table| format!("{table} added")).collect();
     changes.extend(set_options(config, client, &found, partitioned, generated).await?);
+    if let Some(others) = share(config, client).await? {
+        changes.push(format!(
+            "shared with {others}: what is done to it is done to both; `source.publication` gives this \
+             pipeline one of its own"
+        ));
+    }
     if changes.is_empty() {
         report.step(&step, Did::Exists, list);
         return Ok(());
     }
     report.step(&step, Did::Changed, changes.join(", "));
     Ok(())
+}
+
+/// Notes on a publication that walhook made for other pipelines that this one reads it too, so that their `teardown`
+/// keeps it; says which they are where that is news.
+async fn share(config: &Config, client: &Client) -> Result<Option<String>> {
+    let (name, pipeline) = (&config.source.publication, &config.source.slot);
+    let Some(mut mark) = publication_mark::read(client, name).await? else { return Ok(None) };
+    if !mark.add(pipeline) {
+        return Ok(None);
+    }
+    execute(client, &mark.to_sql(name)).await?;
+    Ok(mark.others(pipeline))
 }
 
 /// Sets the options that `found` lacks, and says what changed.

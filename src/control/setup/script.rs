@@ -9,6 +9,7 @@ use walhook_core::settings::SEARCH_PATH;
 use walhook_postgres::ident::{quote_ident, quote_literal, quote_name};
 use walhook_postgres::op::{EQ, PLUS};
 use walhook_postgres::pg::Conninfo;
+use walhook_postgres::publication_mark::Mark;
 use walhook_postgres::source::{TIMELINE, hosts};
 use walhook_state::SCHEMA_VERSION;
 
@@ -150,7 +151,10 @@ pub(super) fn whole(
     source_grants(role, &looked_up(config)?).iter().for_each(|grant| script.statement(grant));
     script.comment("From PostgreSQL 18 on, where a replica identity holds a generated column, add");
     script.comment("publish_generated_columns = stored to the options.");
-    script.statement(&create_publication(&config.source.publication, &published, false, false));
+    let publication = &config.source.publication;
+    script.statement(&create_publication(publication, &published, false, false));
+    script.comment("So that `walhook teardown` knows that it is ours, and who reads it.");
+    script.statement(&Mark::of(&config.source.slot).to_sql(publication));
     let own_database = config.state.url.is_some();
     if own_database {
         script.0.push('\n');

@@ -53,6 +53,24 @@ async fn setup_adds_the_tables_of_new_rules_to_the_publication() {
 }
 
 #[tokio::test]
+async fn setup_says_that_another_pipeline_reads_the_publication_and_needs_its_owner_for_that() {
+    let fixture = Fixture::start().await;
+    steps(&fixture.config(""), None, SOON).await.unwrap();
+    fixture
+        .run("CREATE ROLE other LOGIN REPLICATION; GRANT ALL ON SCHEMA walhook TO other; GRANT ALL ON ALL TABLES IN SCHEMA walhook TO other")
+        .await;
+    let mut second = fixture.config_as("other", "");
+    second.source.slot = "second".to_owned();
+    let error = format!("{:#}", steps(&second, None, SOON).await.unwrap_err());
+    assert!(error.contains("COMMENT ON PUBLICATION") && error.contains("--admin-url"), "{error}");
+    second.source.url = fixture.config("").source.url;
+    let shared = steps(&second, None, SOON).await.unwrap();
+    assert!(shared[1].detail.starts_with("shared with walhook: "), "{shared:?}");
+    let again = steps(&second, None, SOON).await.unwrap();
+    assert_eq!(again[1].did, Did::Exists, "{again:?}");
+}
+
+#[tokio::test]
 async fn setup_names_who_blocks_the_slot_and_leaves_no_orphan() {
     let fixture = Fixture::start().await;
     let config = fixture.config("");

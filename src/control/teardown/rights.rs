@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tokio_postgres::Client;
 
-use super::{Plan, Sessions, State};
+use super::{Plan, Publication, Sessions, State};
 use crate::config::Config;
 use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::{EQ, NE};
@@ -22,7 +22,7 @@ pub(super) async fn check(config: &Config, sessions: &Sessions, plan: &Plan) -> 
             ));
         }
     }
-    if plan.publication {
+    if plan.publication != Publication::Untouched {
         let sql = format!(
             "SELECT pg_catalog.pg_get_userbyid(pubowner)::pg_catalog.text,
                     pg_catalog.pg_has_role(pubowner, 'USAGE')

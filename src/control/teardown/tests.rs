@@ -162,3 +162,38 @@ async fn teardown_refuses_while_the_slot_is_in_use_and_names_the_process() {
     assert_eq!(fixture.text(LEFT).await, "1 1 1");
     drop(reader);
 }
+
+#[tokio::test]
+async fn teardown_keeps_a_publication_that_another_pipeline_reads_until_the_last_goes() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let mut second = config.clone();
+    second.source.slot = "second".to_owned();
+    let mut elsewhere = config.clone();
+    elsewhere.source.slot = "third".to_owned();
+    elsewhere.state.schema = "elsewhere".to_owned();
+    for config in [&config, &second, &elsewhere] {
+        setup::quietly(config).await.unwrap();
+    }
+    let published = "SELECT count(*)::text FROM pg_publication WHERE pubname = 'walhook'";
+    for (torn, others) in [(&config, "second, third"), (&elsewhere, "second")] {
+        let done = torn_down(torn, None).await.unwrap();
+        let kept = format!("the publication walhook, which it shares with {others}");
+        assert!(done.kept.contains(&kept), "{done:?}");
+        assert_eq!(fixture.text(published).await, "1");
+    }
+    let done = torn_down(&second, None).await.unwrap();
+    assert!(done.dropped.contains(&"publication walhook".to_owned()), "{done:?}");
+    assert_eq!(fixture.text(published).await, "0");
+}
+
+#[tokio::test]
+async fn teardown_keeps_a_publication_that_somebody_else_made() {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE PUBLICATION walhook FOR ALL TABLES").await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let done = torn_down(&config, None).await.unwrap();
+    assert!(done.kept[0].contains("DROP PUBLICATION \"walhook\""), "{done:?}");
+    assert_eq!(fixture.text(LEFT).await, "0 1 0");
+}

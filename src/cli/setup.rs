@@ -33,9 +33,12 @@ pub struct Args {
     /// delivered. What they held is gone: deferred deliveries and dead letters; `walhook replay start` sends the events again
     #[arg(long, conflicts_with = "print_sql")]
     adopt_slot: bool,
+    /// Set up one more pipeline beside one of the same state schema that no instance runs
+    #[arg(long, conflicts_with = "print_sql")]
+    new_pipeline: bool,
     /// Make the state tables those of this earlier version, for a walhook that refuses them, and do nothing else.
     /// What they hold stays; what that version does not know takes more room
-    #[arg(long, value_name = "VERSION", conflicts_with_all = ["admin_url", "print_sql", "adopt_slot"],
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["admin_url", "print_sql", "adopt_slot", "new_pipeline"],
           value_parser = clap::value_parser!(i32).range(1..i64::from(setup::SCHEMA_VERSION)))]
     schema_version: Option<i32>,
 }
@@ -93,8 +96,12 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     let done = match args.schema_version {
         Some(version) => setup::go_back(&config, version, &mut tell).await?,
         None => {
-            let (admin, wait) = (args.admin_url.as_ref(), args.wait);
-            let options = Options { admin, wait, adopts_slot: args.adopt_slot };
+            let options = Options {
+                admin: args.admin_url.as_ref(),
+                wait: args.wait,
+                adopts_slot: args.adopt_slot,
+                adds_pipeline: args.new_pipeline,
+            };
             setup::set_up(&config, options, &mut tell).await?
         }
     };

@@ -12,6 +12,7 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::DeliveryMode;
 use crate::control::bytes;
 use crate::control::gaps::ReplayableGap;
+use crate::control::idle_pipelines::IdlePipeline;
 use crate::control::status::{
     self, InvalidView, LeaderView, OpenTransactionView, StatusView, TroubleView,
 };
@@ -103,6 +104,7 @@ fn whereabouts(status: &StatusView) -> Lines {
     lines.extend(failing(&status.troubles));
     lines.push(("slot", slot_text(status)));
     lines.extend(status.slot_problem.iter().map(|problem| ("SLOT PROBLEM", problem.clone())));
+    lines.extend(status.idle_pipelines.iter().map(|idle| ("NOT RUN", idle_text(idle))));
     if let Some(prepared) = &status.prepared {
         let since = &prepared.prepared_at;
         let text = format!(
@@ -225,6 +227,13 @@ fn slot_text(status: &StatusView) -> String {
     let active = if slot.active { "active" } else { "not active" };
     let retains = bytes(slot.retained_bytes);
     format!("{active}, {}, retains {retains}, {safe}", slot.wal_status)
+}
+
+fn idle_text(IdlePipeline { pipeline, retained_bytes }: &IdlePipeline) -> String {
+    format!(
+        "the pipeline {pipeline}, whose slot retains {}: start its instance, or remove it with `walhook teardown`",
+        bytes(*retained_bytes)
+    )
 }
 
 /// `halted`: it is not to be started before that is resolved.

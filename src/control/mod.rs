@@ -36,6 +36,7 @@ pub(crate) mod fixture;
 pub(crate) mod gaps;
 pub(crate) mod health;
 mod holder;
+pub(crate) mod idle_pipelines;
 mod instance;
 pub(crate) mod jobs;
 mod progress;

@@ -92,6 +92,8 @@ pub(crate) struct Options<'a> {
     pub(crate) wait: Duration,
     /// A slot of our name that is there is ours, although no state table says so.
     pub(crate) adopts_slot: bool,
+    /// This pipeline is one more, although another of the schema is not running.
+    pub(crate) adds_pipeline: bool,
 }
 
 /// Sets up, and says each step as it ends.
@@ -134,7 +136,7 @@ impl Report<'_> {
 
 async fn steps(
     config: &Config,
-    Options { admin, wait, adopts_slot }: Options<'_>,
+    Options { admin, wait, adopts_slot, adds_pipeline }: Options<'_>,
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let sessions = Sessions::open(config, admin).await?;
@@ -153,6 +155,9 @@ async fn steps(
         read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
     let checkpoint = Checkpoint::read(config, sessions.state()).await?;
     if checkpoint.is_none() {
+        if !adds_pipeline {
+            own::ensure_one_more(config, &sessions).await?;
+        }
         own::ensure_ours(config, &sessions, slot.as_ref(), adopts_slot).await?;
     }
     usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
@@ -268,6 +273,7 @@ async fn create_slot(
 /// Sets up and says nothing, for the tests of the commands that need it.
 #[cfg(test)]
 pub(crate) async fn quietly(config: &Config) -> Result<(), Failure> {
-    let options = Options { admin: None, wait: Duration::from_secs(60), adopts_slot: false };
+    let wait = Duration::from_secs(60);
+    let options = Options { admin: None, wait, adopts_slot: false, adds_pipeline: true };
     set_up(config, options, &mut |_| {}).await.map(drop)
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use url::Url;
 
 use super::gaps::{self, ReplayableGap};
+use super::idle_pipelines::{self, IdlePipeline};
 use super::instance::Instance;
 use super::jobs::JobView;
 use super::workers::WorkerView;
@@ -46,6 +47,8 @@ pub(crate) struct StatusView {
     pub(crate) source_error: Option<String>,
     /// Why `run` would halt at the slot, and the fix.
     pub(crate) slot_problem: Option<String>,
+    /// Other pipelines of the schema and the source that no instance runs.
+    pub(crate) idle_pipelines: Vec<IdlePipeline>,
     /// Where the pipeline goes on.
     pub(crate) checkpoint: CheckpointView,
     /// Rows of ranges that are settled ahead of the checkpoint.
@@ -300,6 +303,7 @@ struct Found {
     overview: Overview,
     slot: Option<Slot>,
     source_error: Option<String>,
+    idle_pipelines: Vec<IdlePipeline>,
     gaps: Vec<ReplayableGap>,
     prepared: Option<Prepared>,
     jobs: Vec<JobView>,
@@ -329,6 +333,8 @@ impl Found {
             None => InvalidView::gather(config).await,
             Some(_) => InvalidView::unknown(),
         };
+        // Where a database stopped answering, another line says so.
+        let idle_pipelines = idle_pipelines::gather(databases).await.unwrap_or_default();
         let jobs = jobs(&state).await?;
         let endpoints = state.troubled().await?.into_iter().collect();
         let workers = state.workers().await?;
@@ -338,6 +344,7 @@ impl Found {
             overview,
             slot,
             source_error,
+            idle_pipelines,
             gaps,
             prepared,
             jobs,
@@ -393,6 +400,7 @@ impl Found {
             }),
             source_error,
             slot_problem: slot_problem.map(|halt| halt.to_string()),
+            idle_pipelines: self.idle_pipelines,
             settled_rows: overview.settled_rows,
             deferred: overview.deferred,
             unrouted: overview.unrouted,

@@ -159,7 +159,11 @@ mod tests {
         let error = TaskError::from(StateError::Connection(link.into()));
         assert_eq!(error.fixed_by(), FixedBy::Waiting);
         assert_eq!(error.line(), format!("no connection to the state database: {text}"));
-        let error = StateError::NotSetUp { schema: "s".to_owned(), pipeline: "p".to_owned() };
+        let error = StateError::NotSetUp {
+            schema: "s".to_owned(),
+            pipeline: "p".to_owned(),
+            others: vec![],
+        };
         let (text, error) = (error.to_string(), TaskError::from(error));
         assert_eq!((error.fixed_by(), error.line()), (FixedBy::Person, text));
     }
@@ -171,7 +175,8 @@ mod tests {
         let of_state = [
             StateError::Fenced { epoch: None },
             StateError::WentBack,
-            StateError::NotSetUp { schema: name(), pipeline: name() },
+            StateError::NotSetUp { schema: name(), pipeline: name(), others: vec![] },
+            StateError::NotSetUp { schema: name(), pipeline: name(), others: vec![name()] },
             StateError::SchemaTooOld { schema: name(), table: "pages" },
             StateError::SchemaTooNew { found: 99 },
             StateError::FrontierDecreases { stored: Lsn(2), asked: Lsn(1) },

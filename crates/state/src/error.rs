@@ -23,14 +23,14 @@ pub enum StateError {
         epoch: Option<Epoch>,
     },
     /// The tables, or the pipeline's rows in them, are not there.
-    #[error(
-        "the state schema \"{schema}\" holds no pipeline \"{pipeline}\"; run `walhook setup` first"
-    )]
+    #[error("the state schema \"{schema}\" holds no pipeline \"{pipeline}\"{}", not_set_up(others))]
     NotSetUp {
         /// The schema that was looked in.
         schema: String,
         /// The pipeline that was looked for.
         pipeline: String,
+        /// Some of those that are in it.
+        others: Vec<String>,
     },
     /// An earlier program has made the tables.
     #[error(
@@ -176,7 +176,8 @@ impl Failure for StateError {
             Self::Connection(error) => error.fix(),
             Self::Server(error) => error.fix(),
             Self::Sql(error) | Self::LogRefused(error) => error.fix(),
-            Self::NotSetUp { .. } => "run `walhook setup`".into(),
+            Self::NotSetUp { others, .. } if others.is_empty() => "run `walhook setup`".into(),
+            Self::NotSetUp { others, .. } => set_back(others).into(),
             Self::SchemaTooOld { table, .. } => {
                 format!("run `walhook setup`, which adds the table {table}").into()
             }
@@ -211,6 +212,22 @@ impl Failure for StateError {
             cause.say(line);
         }
     }
+}
+
+/// What the schema holds instead, and the fix.
+fn not_set_up(others: &[String]) -> String {
+    if others.is_empty() {
+        return "; run `walhook setup` first".to_owned();
+    }
+    format!(", but {}; {}", others.join(", "), set_back(others))
+}
+
+fn set_back(others: &[String]) -> String {
+    format!(
+        "set `source.slot` back to {} if it was changed or is mistyped; if this is one more pipeline, run \
+         `walhook setup`",
+        others.join(" or ")
+    )
 }
 
 fn fenced(epoch: Option<Epoch>) -> String {

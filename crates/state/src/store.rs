@@ -64,6 +64,9 @@ impl SessionSettings {
     }
 }
 
+/// So many pipelines of a schema are named that has not the one that is looked for.
+const MAX_OTHERS: usize = 10;
+
 /// One pipeline's state, over one session.
 #[derive(Debug)]
 pub struct StateStore {
@@ -241,7 +244,13 @@ impl StateStore {
         match row {
             Err(e) if missing(&e) => Err(self.scope.not_set_up()),
             Err(e) => Err(e.into()),
-            Ok(None) => Err(self.scope.not_set_up()),
+            Ok(None) => {
+                let sql =
+                    format!("SELECT pipeline FROM {s}.meta ORDER BY pipeline LIMIT {MAX_OTHERS}");
+                let rows = self.connection.query_typed(&sql, &[]).await?;
+                let others = rows.iter().map(|row| text::get(row, 0)).collect::<Result<_, _>>()?;
+                Err(self.scope.holds_others(others))
+            }
             Ok(Some(row)) => match (row.try_get(0)?, row.try_get(1)?) {
                 (found, _) if found > SCHEMA_VERSION => Err(StateError::SchemaTooNew { found }),
                 (_, false) => {
@@ -331,7 +340,12 @@ impl Scope {
     }
 
     pub(super) fn not_set_up(&self) -> StateError {
-        StateError::NotSetUp { schema: self.schema.clone(), pipeline: self.pipeline.clone() }
+        self.holds_others(Vec::new())
+    }
+
+    fn holds_others(&self, others: Vec<String>) -> StateError {
+        let (schema, pipeline) = (self.schema.clone(), self.pipeline.clone());
+        StateError::NotSetUp { schema, pipeline, others }
     }
 }
 

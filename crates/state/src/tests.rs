@@ -64,6 +64,11 @@ async fn state_opens_only_what_was_set_up_for_this_program() {
             "{error}"
         );
     }
+    let error = open(SCHEMA, "other").await;
+    let (says, fix) = (error.to_string(), error.fix());
+    for text in [says.as_str(), &fix] {
+        assert!(text.contains("set `source.slot` back to p if"), "{text}");
+    }
     let store = fixture.open().await;
     let identity = store.source_identity().await.unwrap();
     assert_eq!(identity.system_identifier, u64::MAX);

@@ -5,9 +5,10 @@ use tokio_postgres::Client;
 
 use super::{Report, age, failover, one, role};
 use crate::config::Config;
-use crate::control::Databases;
 use crate::control::holder::user;
+use crate::control::idle_pipelines::{self, IdlePipeline};
 use crate::control::setup::existing_tables;
+use crate::control::{Databases, bytes};
 use crate::server::prepared;
 use walhook_core::halt::{self, Halt, SourceIdentity};
 use walhook_core::lsn::Lsn;
@@ -291,9 +292,25 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
          FROM {schema}.meta m JOIN {schema}.checkpoint c ON c.pipeline {EQ} m.pipeline
          WHERE m.pipeline {EQ} $1 AND c.partition {EQ} $2"
     );
-    let Some(row) =
-        client.query_opt(&sql, &[&config.source.slot, &Partition::SOLE.number()]).await?
-    else {
+    let row = client.query_opt(&sql, &[&config.source.slot, &Partition::SOLE.number()]).await?;
+    let source = sql::Connection::open(&config.source.url, super::NAME).await?;
+    let identity = source::identity(&source, &Conninfo::parse(&config.source.url)?).await?;
+    let own = &config.source.slot;
+    let others = (config.state.schema.as_str(), own.as_str());
+    for IdlePipeline { pipeline, retained_bytes } in
+        idle_pipelines::find((&source, &identity), client, others).await?
+    {
+        let finding = format!(
+            "no instance runs the pipeline {pipeline} of this schema, whose slot retains {}",
+            bytes(retained_bytes)
+        );
+        let fix = format!(
+            "start it, or remove it with `walhook teardown`; if `source.slot` was changed from {pipeline} to \
+             {own}, set it back"
+        );
+        report.warn("pipelines", finding, fix);
+    }
+    let Some(row) = row else {
         report.fail("checkpoint", "there is none", "run `walhook setup`");
         return Ok(None);
     };
@@ -304,8 +321,6 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         host: row.try_get(2)?,
         database: row.try_get(3)?,
     };
-    let source = sql::Connection::open(&config.source.url, super::NAME).await?;
-    let identity = source::identity(&source, &Conninfo::parse(&config.source.url)?).await?;
     let same = halt::check_source(&identity, &stored);
     if let Err(halt) = &same {
         report.halt("state", halt);

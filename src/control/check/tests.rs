@@ -32,6 +32,31 @@ async fn check_passes_what_setup_made_and_warns_of_unbounded_wal() {
 }
 
 #[tokio::test]
+async fn check_and_status_tell_of_a_pipeline_that_nobody_runs() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let config = fixture.config("");
+    let mut second = config.clone();
+    second.source.slot = "second".to_owned();
+    second.source.publication = "second".to_owned();
+    for config in [&config, &second] {
+        setup::quietly(config).await.unwrap();
+    }
+    let found = complaints(&second).await;
+    let expected = "warn  pipelines: no instance runs the pipeline walhook of this schema";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+    assert!(found[0].contains("changed from walhook to second, set it back"), "{found:?}");
+    let idle = async |config| {
+        let view = crate::control::status::read(config, None).await.unwrap();
+        view.idle_pipelines.into_iter().map(|idle| idle.pipeline).collect::<Vec<_>>()
+    };
+    assert_eq!(idle(&second).await, ["walhook"]);
+    let reader = fixture.read_slot().await;
+    assert_eq!(complaints(&second).await, Vec::<String>::new());
+    assert!(idle(&second).await.is_empty());
+    drop(reader);
+}
+
+#[tokio::test]
 async fn check_fails_before_setup_and_says_what_to_run() {
     let fixture =
         Fixture::start_with(&[("wal_level", "replica"), ("wal_sender_timeout", "0")]).await;

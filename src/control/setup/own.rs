@@ -3,7 +3,7 @@
 use super::sessions::Sessions;
 use crate::config::Config;
 use crate::control::holder::user;
-use crate::control::{Databases, Failure};
+use crate::control::{Databases, Failure, idle_pipelines};
 use walhook_core::halt::Halt;
 use walhook_postgres::anchor;
 use walhook_postgres::slot::Slot;
@@ -44,6 +44,23 @@ pub(super) async fn ensure_ours(
         return Err(Halt::SlotForeign { slot: name.clone(), problem }.into());
     }
     Ok(())
+}
+
+/// Refuses a new pipeline beside one that nobody runs: mostly it is the same one, and only `source.slot` was changed.
+pub(super) async fn ensure_one_more(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
+    let (schema, own) = (&config.state.schema, &config.source.slot);
+    let source = (&*sessions.source, &sessions.identity);
+    let idle = idle_pipelines::find(source, sessions.state(), (schema, own)).await?;
+    if idle.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = idle.iter().map(|idle| idle.pipeline.as_str()).collect();
+    let names = names.join(", ");
+    Err(Failure::Usage(anyhow::anyhow!(
+        "the state schema {schema} holds no pipeline {own}, but {names}, which no instance runs: if `source.slot` \
+         was changed or is mistyped, set it back, for what waits there would be sent by nobody; if this is \
+         one more pipeline, `walhook setup --new-pipeline`"
+    )))
 }
 
 /// What kind of slot it is.

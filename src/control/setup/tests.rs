@@ -8,7 +8,7 @@ async fn steps(
     admin: Option<&Secret>,
     wait: Duration,
 ) -> Result<Vec<StepView>, Failure> {
-    let options = Options { admin, wait, adopts_slot: false };
+    let options = Options { admin, wait, adopts_slot: false, adds_pipeline: false };
     Ok(set_up(config, options, &mut |_| {}).await?.steps)
 }
 
@@ -59,6 +59,7 @@ async fn setup_says_that_another_pipeline_reads_the_publication_and_needs_its_ow
     fixture
         .run("CREATE ROLE other LOGIN REPLICATION; GRANT ALL ON SCHEMA walhook TO other; GRANT ALL ON ALL TABLES IN SCHEMA walhook TO other")
         .await;
+    let reader = fixture.read_slot().await;
     let mut second = fixture.config_as("other", "");
     second.source.slot = "second".to_owned();
     let error = format!("{:#}", steps(&second, None, SOON).await.unwrap_err());
@@ -68,6 +69,42 @@ async fn setup_says_that_another_pipeline_reads_the_publication_and_needs_its_ow
     assert!(shared[1].detail.starts_with("shared with walhook: "), "{shared:?}");
     let again = steps(&second, None, SOON).await.unwrap();
     assert_eq!(again[1].did, Did::Exists, "{again:?}");
+    drop(reader);
+}
+
+#[tokio::test]
+async fn setup_begins_no_pipeline_beside_one_that_nobody_runs_unless_it_is_told_to() {
+    let fixture = Fixture::start().await;
+    let mut config = fixture.config("");
+    steps(&config, None, SOON).await.unwrap();
+    config.source.slot = "mistyped".to_owned();
+    let Err(Failure::Usage(error)) = steps(&config, None, SOON).await else {
+        panic!("it began another pipeline")
+    };
+    let error = error.to_string();
+    assert!(
+        error.contains("but walhook, which no instance runs") && error.contains("--new-pipeline")
+    );
+    let slots = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots";
+    assert_eq!(fixture.text(slots).await, "walhook");
+
+    let adding = Options { admin: None, wait: SOON, adopts_slot: false, adds_pipeline: true };
+    set_up(&config, adding, &mut |_| {}).await.unwrap();
+    assert_eq!(fixture.text(slots).await, "mistyped walhook");
+    // Of one that is set up it is not asked again.
+    steps(&config, None, SOON).await.unwrap();
+    steps(&fixture.config(""), None, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn setup_begins_a_pipeline_beside_one_that_runs() {
+    let fixture = Fixture::start().await;
+    let mut config = fixture.config("");
+    steps(&config, None, SOON).await.unwrap();
+    let reader = fixture.read_slot().await;
+    config.source.slot = "second".to_owned();
+    steps(&config, None, SOON).await.unwrap();
+    drop(reader);
 }
 
 #[tokio::test]
@@ -297,7 +334,7 @@ async fn setup_adopts_the_slot_whose_state_tables_are_gone_when_it_is_told_to() 
         "{refused}"
     );
 
-    let adopting = Options { admin: None, wait: SOON, adopts_slot: true };
+    let adopting = Options { admin: None, wait: SOON, adopts_slot: true, adds_pipeline: false };
     set_up(&config, adopting, &mut |_| {}).await.unwrap();
     let frontier = "SELECT frontier::text FROM walhook.checkpoint";
     assert_eq!(fixture.text(frontier).await, stands);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::config::DeliveryMode;
 use crate::control::health::HealthView;
+use crate::control::idle_pipelines::IdlePipeline;
 use crate::control::jobs::JobView;
 use crate::control::status::invalid::UnusableView;
 use crate::control::status::work::{AccountWorkView, OldestView, WorkView};
@@ -48,6 +49,7 @@ pub(crate) fn status() -> StatusView {
         }),
         source_error: None,
         slot_problem: text("the slot begins after the checkpoint"),
+        idle_pipelines: vec![IdlePipeline { pipeline: "hooks".into(), retained_bytes: 32 << 20 }],
         checkpoint: CheckpointView {
             frontier: "0/200".into(),
             written_at: at(1),
@@ -140,6 +142,7 @@ pub(crate) fn status_of_little() -> StatusView {
         slot: None,
         source_error: text("cannot connect"),
         slot_problem: None,
+        idle_pipelines: vec![],
         checkpoint: CheckpointView { lag_bytes: None, ..status().checkpoint },
         settled_rows: 0,
         deferred: 0,

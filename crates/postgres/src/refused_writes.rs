@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use super::ident::quote_ident;
+use super::ident::{quote_ident, quote_literal};
 use super::source::server_version;
 use crate::op::{EQ, GT};
 
@@ -69,6 +69,39 @@ fn written_sql(lists: &str) -> String {
                  THEN 'generated'
            END, virtual::pg_catalog.text
     FROM known ORDER BY 1"
+    )
+}
+
+/// A statement that makes the publication and fails where that would make the customer's own writes fail, so that there
+/// is none then: what a script can do that knows no server. `create` is what makes it, without lists and filters.
+#[must_use]
+pub fn create_guarded(publication: &str, create: &str) -> String {
+    let generated = format!(
+        "coalesce(pg_catalog.to_jsonb(p) OPERATOR(pg_catalog.->>) 'pubgencols' {EQ} 'n', false)"
+    );
+    let sql = written_sql(&format!(
+        "NULL::smallint[] AS prattrs, false AS filtered, {generated} AS generated"
+    ));
+    let sql = sql.replace("$1", &quote_literal(publication));
+    format!(
+        "DO $walhook$
+DECLARE
+    refused pg_catalog.text;
+BEGIN
+    {create};
+    SELECT pg_catalog.string_agg(written.oid OPERATOR(pg_catalog.||) ' (' OPERATOR(pg_catalog.||)
+        CASE WHEN written.problem {EQ} 'virtual' THEN 'REPLICA IDENTITY FULL, and a virtual generated column'
+             WHEN written.problem {EQ} 'generated' THEN 'a generated column in its replica identity'
+             ELSE 'no replica identity' END OPERATOR(pg_catalog.||) ')', ', ')
+    INTO refused FROM ({sql}) AS written (oid, problem, virtual) WHERE written.problem IS NOT NULL;
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION 'your own UPDATE and DELETE would fail, were it published: %', refused
+        USING HINT = 'Give a table without identity a primary key that is not deferrable, or ALTER TABLE ... '
+            'REPLICA IDENTITY FULL; one with a virtual generated column a primary key and REPLICA IDENTITY '
+            'DEFAULT; for another generated column see publish_generated_columns. Then run this again.';
+    END IF;
+END
+$walhook$"
     )
 }
 

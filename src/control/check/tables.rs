@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::cost::Costs;
 use super::{Report, Verdict, coverage, last_look};
 use crate::config::Config;
-use crate::control::setup::{looked_up, published};
+use crate::control::setup::{looked_up, published, unpublishable};
 use crate::server::labels;
 use crate::server::published::other_publication;
 use walhook_core::catalog::TableName;
@@ -39,7 +39,12 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
             coverage::check(config, client, report).await?;
             writes(&config.source.publication, client, report).await?;
         }
-        None => missing(config, client, report).await?,
+        None => {
+            missing(config, client, report).await?;
+            for why in published(config)?.iter().filter_map(|name| refused(name, &tables)) {
+                report.add(Verdict::Fail, "publication", why, None);
+            }
+        }
     }
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
     for hidden in &hidden {
@@ -65,6 +70,11 @@ async fn missing(config: &Config, client: &Client, report: &mut Report) -> Resul
     Ok(())
 }
 
+/// Why `setup` would not publish the table, and the fix.
+fn refused(name: &TableName, tables: &Tables) -> Option<String> {
+    unpublishable(name, tables.get(name)?)
+}
+
 fn check_publication(
     config: &Config,
     publication: &Publication,
@@ -76,11 +86,9 @@ fn check_publication(
     for table in published(config)? {
         let is_logged = tables.get(&table).is_none_or(|table| table.is_logged);
         if !publication.tables.contains(&table) && is_logged {
-            report.fail(
-                "publication",
-                format!("{name} does not hold {table}"),
-                "run `walhook setup`",
-            );
+            let finding = format!("{name} does not hold {table}");
+            let fix = refused(&table, tables).unwrap_or_else(|| "run `walhook setup`".to_owned());
+            report.fail("publication", finding, fix);
         }
         if publication.filtered.contains(&table) {
             let finding = format!("{name} has a row filter on {table}, which hides changes");

@@ -73,6 +73,21 @@ async fn check_fails_before_setup_and_says_what_to_run() {
 }
 
 #[tokio::test]
+async fn check_tells_before_setup_which_tables_it_would_not_publish() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let says =
+        "fail  publication: public.subscribers has no replica identity that can be published";
+    fixture.run("ALTER TABLE subscribers DROP CONSTRAINT subscribers_pkey").await;
+    let found = complaints(&config).await;
+    assert!(found.iter().any(|line| line.starts_with(says)), "{found:?}");
+    fixture.run("CREATE PUBLICATION walhook FOR TABLE webhooks").await;
+    let says = "fail  publication: walhook does not hold public.subscribers; public.subscribers has no replica";
+    let found = complaints(&config).await;
+    assert!(found.iter().any(|line| line.starts_with(says)), "{found:?}");
+}
+
+#[tokio::test]
 async fn check_names_each_fault_with_its_fix() {
     let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
     let config = fixture.config("");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tokio_postgres::Client;
 
 use super::first::Checkpoint;
@@ -214,28 +214,37 @@ async fn publishable(client: &Client, name: &TableName) -> Result<source::Table>
             "there is no table {name}; if it was renamed or moved, correct the configuration; else create it"
         )
     })?;
-    ensure!(
-        table.kind != 'f',
-        "{name} is a foreign table, whose changes are in another server's WAL: let a view of it be \
-         endpoints.table, and name in endpoints.watch a table of this database that changes with it"
-    );
-    ensure!(
-        table.is_publishable(),
-        "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
-         endpoints.watch"
-    );
-    ensure!(
-        table.is_logged,
-        "{name} is unlogged, so that it cannot be published; ALTER TABLE {name} SET LOGGED"
-    );
+    match unpublishable(name, &table) {
+        Some(why) => bail!(why),
+        None => Ok(table),
+    }
+}
+
+/// Why publishing it is impossible, or would break the customer's own writes, and the fix.
+pub(in crate::control) fn unpublishable(name: &TableName, table: &source::Table) -> Option<String> {
+    if table.kind == 'f' {
+        return Some(format!(
+            "{name} is a foreign table, whose changes are in another server's WAL: let a view of it be \
+             endpoints.table, and name in endpoints.watch a table of this database that changes with it"
+        ));
+    }
+    if !table.is_publishable() {
+        return Some(format!(
+            "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
+             endpoints.watch"
+        ));
+    }
+    if !table.is_logged {
+        return Some(format!(
+            "{name} is unlogged, so that it cannot be published; ALTER TABLE {name} SET LOGGED"
+        ));
+    }
     if let Some(first) = table.without_identity.first() {
-        bail!("{}", no_identity(first, first));
+        return Some(no_identity(first, first));
     }
-    if let Some((first, column)) = table.whole_with_virtual.first() {
-        let (problem, fix) = unpublishable_column(first, column);
-        bail!(
-            "{first} {problem}: publishing it would make your own UPDATE and DELETE of it fail; {fix}"
-        );
-    }
-    Ok(table)
+    let (first, column) = table.whole_with_virtual.first()?;
+    let (problem, fix) = unpublishable_column(first, column);
+    Some(format!(
+        "{first} {problem}: publishing it would make your own UPDATE and DELETE of it fail; {fix}"
+    ))
 }

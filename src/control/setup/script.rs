@@ -10,6 +10,7 @@ use walhook_postgres::ident::{quote_ident, quote_literal, quote_name};
 use walhook_postgres::op::{EQ, PLUS};
 use walhook_postgres::pg::Conninfo;
 use walhook_postgres::publication_mark::Mark;
+use walhook_postgres::refused_writes::create_guarded;
 use walhook_postgres::source::{TIMELINE, hosts};
 use walhook_state::SCHEMA_VERSION;
 
@@ -152,9 +153,13 @@ pub(super) fn whole(
     script.comment("From PostgreSQL 18 on, where a replica identity holds a generated column, add");
     script.comment("publish_generated_columns = stored to the options.");
     let publication = &config.source.publication;
-    script.statement(&create_publication(publication, &published, false, false));
-    script.comment("So that `walhook teardown` knows that it is ours, and who reads it.");
-    script.statement(&Mark::of(&config.source.slot).to_sql(publication));
+    script.comment(
+        "It fails, and makes none, where your own writes would fail of it. The comment is for",
+    );
+    script.comment("`walhook teardown`: whose it is, and who reads it.");
+    let create = create_publication(publication, &published, false, false);
+    let mark = Mark::of(&config.source.slot).to_sql(publication);
+    script.statement(&create_guarded(publication, &format!("{create};\n    {mark}")));
     let own_database = config.state.url.is_some();
     if own_database {
         script.0.push('\n');
@@ -175,7 +180,7 @@ pub(super) fn whole(
         "Part 2, in the source database, as {role}: what `walhook setup` does too."
     ));
     script.comment(
-        "The slot must be younger than the publication. It waits for open transactions; with",
+        "The slot must be younger than the publication, so without one there is none. It waits for open transactions; with",
     );
     script.comment(
         "a timeout it fails cleanly instead. From PostgreSQL 17 on, with three more arguments,",
@@ -183,7 +188,9 @@ pub(super) fn whole(
     script.comment("false, false, true, standbys can keep it.");
     script.statement("SET lock_timeout = '1s'");
     script.statement(&format!(
-        "SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput')"
+        "SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput')
+FROM pg_catalog.pg_publication WHERE pubname {EQ} {}",
+        quote_literal(publication)
     ));
     script.statement("RESET lock_timeout");
 

@@ -262,12 +262,40 @@ async fn printed_script_sets_up_the_same() {
     let config = fixture.config_as("sender", "");
     let source = Conninfo::parse(&config.source.url).unwrap();
     let text = script::whole(&config, Server::SelfHosted, "sender", &source).unwrap();
-    // A slot cannot be created in a transaction that has written, so one statement at a time.
-    let client = fixture.connect().await;
-    for statement in text.split(";\n") {
-        client.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
-    }
+    // As psql does: one that fails does not end the script.
+    let run = async || {
+        let client = fixture.connect().await;
+        let mut errors = Vec::new();
+        for statement in statements(&text) {
+            errors.extend(client.batch_execute(&statement).await.err());
+        }
+        errors.iter().map(|error| error.as_db_error().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    fixture.run("ALTER TABLE subscribers DROP CONSTRAINT subscribers_pkey").await;
+    let errors = run().await;
+    assert!(
+        errors.len() == 1 && errors[0].contains("public.subscribers (no replica identity)"),
+        "{errors:?}"
+    );
+    let made = "SELECT concat_ws(' ', (SELECT count(*) FROM pg_publication),
+                       (SELECT count(*) FROM pg_replication_slots))";
+    assert_eq!(fixture.text(made).await, "0 0");
+    fixture.run("ALTER TABLE subscribers REPLICA IDENTITY FULL").await;
+    assert_eq!(run().await, Vec::<String>::new());
+    assert_eq!(fixture.text(made).await, "1 1");
     assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
+/// The statements of a script, as psql parts them.
+fn statements(script: &str) -> Vec<String> {
+    let mut statements: Vec<String> = Vec::new();
+    for part in script.split_inclusive(";\n") {
+        match statements.last_mut() {
+            Some(open) if open.matches("$walhook$").count() % 2 == 1 => open.push_str(part),
+            _ => statements.push(part.to_owned()),
+        }
+    }
+    statements
 }
 
 const SLOT: &str = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')";

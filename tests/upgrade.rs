@@ -126,7 +126,7 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     // A second pipeline: what its prepare writes, the first one's slots have not read, and a prepare that
     // holds writes nothing.
     world.env = OTHER.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    world.set_up().await?;
+    world.walhook_json(&["setup", "--new-pipeline"]).await?;
     prepared(&world).await?;
     world.env.clear();
     let last = prepared(&world).await?;

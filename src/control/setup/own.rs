@@ -33,13 +33,16 @@ pub(super) async fn ensure_ours(
         }
         let mut problem =
             format!("it was there before, {}, and walhook did not make it", kind(slot));
+        if can_be_ours {
+            let first = if slot.active_pid.is_some() { "stop what uses it; " } else { "" };
+            problem.push_str(&format!(
+                ", or its state tables are gone: then {first}`walhook setup --adopt-slot` goes on where the slot \
+                 stands"
+            ));
+        }
         if let Some(pid) = slot.active_pid {
             let user = user(Databases::of(config), &sessions.source, pid).await?;
             problem.push_str(&format!("; it is in use by {user}"));
-        } else if can_be_ours {
-            problem.push_str(
-                ", or its state tables are gone: then `walhook setup --adopt-slot` goes on where the slot stands",
-            );
         }
         return Err(Halt::SlotForeign { slot: name.clone(), problem }.into());
     }

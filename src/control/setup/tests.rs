@@ -362,7 +362,18 @@ async fn setup_adopts_the_slot_whose_state_tables_are_gone_when_it_is_told_to() 
         "{refused}"
     );
 
+    // Of an instance that still runs, and has not noticed, it is no other.
     let adopting = Options { admin: None, wait: SOON, adopts_slot: true, adds_pipeline: false };
+    let reader = fixture.read_slot().await;
+    let refused = set_up(&config, adopting, &mut |_| {}).await.unwrap_err().to_string();
+    let (hint, rest) = refused.split_once("pg_drop_replication_slot").unwrap();
+    assert!(hint.contains("in use by") && !rest.contains("--adopt-slot"), "{refused}");
+    assert!(hint.contains("then stop what uses it; `walhook setup --adopt-slot`"), "{refused}");
+    drop(reader);
+    let active = "SELECT active::text FROM pg_replication_slots";
+    while fixture.text(active).await == "true" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     set_up(&config, adopting, &mut |_| {}).await.unwrap();
     let frontier = "SELECT frontier::text FROM walhook.checkpoint";
     assert_eq!(fixture.text(frontier).await, stands);

@@ -6,6 +6,7 @@
 //! The slot comes before the state: interrupted between the two, the new slot begins after the
 //! checkpoint, which is again a halt that this command resolves.
 
+mod cause;
 pub(crate) mod skip;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use walhook_postgres::sql::Connection;
 use walhook_postgres::wire;
 use walhook_state::StateStore;
 
+use cause::cause;
 pub(crate) use skip::plan as plan_skip;
 
 const NAME: &str = "walhook recover";
@@ -146,7 +148,7 @@ struct Plan {
     /// The checkpoint.
     from: Lsn,
     begin: Begin,
-    /// The halt's text.
+    /// What happened.
     reason: String,
     /// Whether the stored identity is replaced.
     adopt: bool,
@@ -194,7 +196,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         }
         // Each names the option that resolves it.
         (Some(halt), _, false) | (None, Some(halt), true) => return Err(halt.clone().into()),
-        (Some(halt), _, true) | (None, Some(halt), false) => halt.to_string(),
+        (Some(halt), _, true) | (None, Some(halt), false) => cause(halt),
     };
     let begin = match bad_slot {
         Some(Halt::SlotMissing { .. }) => Begin::NewSlot { drop_lost: false },
@@ -346,7 +348,7 @@ pub(crate) struct RecoveredView {
     pub(crate) to: String,
     /// The WAL between the two; null where they do not compare.
     pub(crate) bytes: Option<u64>,
-    /// The halt.
+    /// What happened.
     pub(crate) reason: String,
     /// The lease's epoch now.
     pub(crate) epoch: i64,

@@ -38,6 +38,7 @@ use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
 use walhook_state::slots;
 
+pub(super) use grants::{right_to_create, use_of_state};
 pub(super) use publication::unpublishable;
 pub(crate) use script::Server;
 pub(super) use script::{looked_up, published};

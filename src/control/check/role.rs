@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::{Report, one};
 use crate::config::Config;
-use crate::control::setup::looked_up;
+use crate::control::setup::{looked_up, right_to_create};
 use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::{EQ, GT, LE};
 use walhook_postgres::preflight;
@@ -66,12 +66,18 @@ async fn read_only(client: &Client, report: &mut Report) -> Result<()> {
 }
 
 /// What to do where state tables are missing.
-pub(super) async fn fix_of_state(client: &Client) -> Result<&'static str> {
+pub(super) async fn fix_of_state(config: &Config, client: &Client) -> Result<String> {
     let sql = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
-    Ok(match one(client, sql).await? {
-        true => "run `walhook setup`",
-        false => "our role may not CREATE in this database: run `walhook setup --admin-url`",
-    })
+    if one(client, sql).await? {
+        return Ok("run `walhook setup`".to_owned());
+    }
+    if config.state.url.is_none() {
+        return Ok(
+            "our role may not CREATE in this database: run `walhook setup --admin-url`".to_owned()
+        );
+    }
+    let grant = right_to_create(client).await?;
+    Ok(format!("in the state database, as its owner, `{grant}`, then run `walhook setup`"))
 }
 
 async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Result<()> {

@@ -7,7 +7,7 @@ use super::{Report, age, failover, one, role};
 use crate::config::Config;
 use crate::control::holder::user;
 use crate::control::idle_pipelines::{self, IdlePipeline};
-use crate::control::setup::existing_tables;
+use crate::control::setup::{existing_tables, use_of_state};
 use crate::control::{Databases, bytes};
 use crate::server::prepared;
 use walhook_core::halt::{self, Halt, SourceIdentity};
@@ -250,7 +250,7 @@ pub(super) async fn state(
     let found = existing_tables(client, schema, &tables).await?;
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
-        report.fail("state", finding, role::fix_of_state(client).await?);
+        report.fail("state", finding, role::fix_of_state(config, client).await?);
         return Ok(None);
     }
     let role: String = one(client, "SELECT current_user::pg_catalog.text").await?;
@@ -266,7 +266,7 @@ pub(super) async fn state(
                AND c.relname OPERATOR(pg_catalog.=) ANY ($2)";
     if !client.query_one(sql, &[schema, &tables]).await?.try_get::<_, bool>(0)? {
         let finding = format!("{role} may not use the schema {schema}");
-        report.fail("state", finding, "run `walhook setup --admin-url`, which grants it");
+        report.fail("state", finding, use_of_state(config, client).await?);
         return Ok(None);
     }
     report.pass("state", format!("the schema {schema} is there and {role} may use it"));

@@ -1,8 +1,9 @@
 //! The first rows of a pipeline: who the source is, where to begin, and what the publication covers.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tokio_postgres::Client;
 
+use super::grants::use_of_state;
 use super::script::published;
 use super::sessions::Sessions;
 use super::{Did, Report, SCHEMA_VERSION};
@@ -70,8 +71,15 @@ pub(super) async fn first_rows(
                 &Partition::SOLE.number(),
             ],
         )
-        .await
-        .context("cannot write the first checkpoint; use --admin-url for the grants")?;
+        .await;
+    let inserted = match inserted {
+        Ok(inserted) => inserted,
+        Err(error) => {
+            let fix = use_of_state(config, sessions.state()).await?;
+            let failed = format!("cannot write the first checkpoint; {fix}");
+            return Err(anyhow::Error::from(error).context(failed).into());
+        }
+    };
     match checkpoint {
         Some(checkpoint) if inserted == 0 => {
             report.step("checkpoint", Did::Exists, checkpoint.frontier.to_string());

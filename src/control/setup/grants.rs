@@ -8,6 +8,7 @@ use super::sessions::Sessions;
 use super::{Did, Report};
 use crate::config::Config;
 use crate::control::Failure;
+use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::EQ;
 use walhook_postgres::source;
 
@@ -38,6 +39,32 @@ pub(super) async fn grants(
     let detail = format!("{} statements run", statements.len());
     report.step(&format!("grants to {role}"), Did::Changed, detail);
     Ok(())
+}
+
+/// The statement that lets the session's role create the state schema.
+///
+/// # Errors
+/// When the server does not answer.
+pub(in crate::control) async fn right_to_create(state: &Client) -> Result<String> {
+    let sql =
+        "SELECT pg_catalog.current_database()::pg_catalog.text, current_user::pg_catalog.text";
+    let row = state.query_one(sql, &[]).await?;
+    let (database, role): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(format!("GRANT CREATE ON DATABASE {} TO {}", quote_ident(&database), quote_ident(&role)))
+}
+
+/// What to do where our role may not use the state tables that are there.
+///
+/// # Errors
+/// When the server does not answer.
+pub(in crate::control) async fn use_of_state(config: &Config, state: &Client) -> Result<String> {
+    if config.state.url.is_none() {
+        return Ok("run `walhook setup --admin-url`, which grants it".to_owned());
+    }
+    let role = "SELECT current_user::pg_catalog.text";
+    let role: String = state.query_one(role, &[]).await?.try_get(0)?;
+    let grants = script::state_grants(&role, &config.state.schema);
+    Ok(format!("in the state database, as the schema's owner: {}", grants.join("; ")))
 }
 
 /// The statement that gives the right to replicate on this server.

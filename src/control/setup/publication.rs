@@ -68,10 +68,10 @@ pub(super) async fn publication(
         }
         let (has_children, all) =
             (children.exist, wanted.union(&children.missing).cloned().collect());
-        let create = script::create_publication(name, &all, has_children, generated);
+        let sql = script::create_publication(name, &all, has_children, generated);
         let mark = Mark::of(&config.source.slot).to_sql(name);
         // One transaction: what we made is never without its mark.
-        execute(client, &format!("{create}; {mark}")).await?;
+        create(client, &format!("{sql}; {mark}")).await?;
         if slot.is_some() {
             list.push_str(&format!(
                 "; it was missing, and past a row that was written without it the slot {} cannot be read: \
@@ -92,7 +92,7 @@ pub(super) async fn publication(
     let missing = wanted.iter().filter(|table| !found.tables.contains(*table));
     let missing: BTreeSet<&TableName> = missing.chain(&children.missing).collect();
     if !missing.is_empty() {
-        execute(client, &script::add_to_publication(name, &missing, children.exist)).await?;
+        alter(client, &script::add_to_publication(name, &missing, children.exist)).await?;
     }
     let mut changes: Vec<String> =
         missing.into_iter().map(|table| format!("{table} added")).collect();
@@ -119,7 +119,7 @@ async fn share(config: &Config, client: &Client) -> Result<Option<String>> {
     if !mark.add(pipeline) {
         return Ok(None);
     }
-    execute(client, &mark.to_sql(name)).await?;
+    alter(client, &mark.to_sql(name)).await?;
     Ok(mark.others(pipeline))
 }
 
@@ -152,7 +152,7 @@ async fn set_options(
         ),
     ] {
         if is_needed {
-            execute(client, &script::set_publication(name, option)).await?;
+            alter(client, &script::set_publication(name, option)).await?;
             changes.push(change.to_owned());
         }
     }
@@ -198,8 +198,20 @@ fn no_identity(table: &str, name: &str) -> String {
     )
 }
 
-async fn execute(client: &Client, sql: &str) -> Result<()> {
+/// Makes the publication; what `--print-sql` prints does too.
+async fn create(client: &Client, sql: &str) -> Result<()> {
     let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
+    client.batch_execute(sql).await.with_context(failed)
+}
+
+/// Changes one that is there.
+async fn alter(client: &Client, sql: &str) -> Result<()> {
+    let failed = || {
+        format!(
+            "cannot run `{sql}`: a role that owns the publication, and tables that it adds, can; have it \
+             do so, or use --admin-url"
+        )
+    };
     client.batch_execute(sql).await.with_context(failed)
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
+use super::grants::right_to_create;
 use super::sessions::Sessions;
 use super::{Did, Report, SCHEMA_VERSION, owner};
 use crate::config::Config;
@@ -31,9 +32,18 @@ pub(super) async fn state_schema(
         report.step(&step, Did::Exists, format!("{before} tables"));
         return Ok(());
     }
-    sessions.state().batch_execute(&walhook_state::schema_sql(schema)).await.with_context(
-        || format!("cannot create the state schema {schema}; use --admin-url or --print-sql"),
-    )?;
+    let created = sessions.state().batch_execute(&walhook_state::schema_sql(schema)).await;
+    if let Err(error) = created {
+        let fix = match sessions.is_one() {
+            true => "use --admin-url or --print-sql".to_owned(),
+            false => {
+                let grant = right_to_create(sessions.state()).await?;
+                format!("in the state database, as its owner, `{grant}`; or --print-sql")
+            }
+        };
+        let failed = format!("cannot create the state schema {schema}; {fix}");
+        return Err(anyhow::Error::from(error).context(failed).into());
+    }
     let did = if before == 0 { Did::Created } else { Did::Changed };
     report.step(&step, did, format!("{} of {} tables added", tables.len() - before, tables.len()));
     Ok(())

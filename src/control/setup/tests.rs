@@ -217,6 +217,56 @@ async fn setup_keeps_its_state_in_another_database() {
 }
 
 #[tokio::test]
+async fn setup_and_check_name_the_right_that_lacks_in_the_database_of_the_state() {
+    let fixture = Fixture::start().await;
+    let elsewhere = Secret::new(fixture.cluster.url("postgres"));
+    let elsewhere = Connection::open(&elsewhere, "test").await.unwrap();
+    for sql in ["CREATE ROLE sender LOGIN", "CREATE DATABASE kept"] {
+        elsewhere.batch_execute(sql).await.unwrap();
+    }
+    let state = format!("postgres://sender@127.0.0.1:{}/kept", fixture.cluster.port());
+    let config = fixture.config(&format!("[state]\nurl = \"{state}\"\n"));
+    let checked = async || {
+        let view = crate::control::check::run(&config).await.unwrap();
+        let of_state = view.findings.into_iter().find(|finding| finding.what == "state").unwrap();
+        of_state.fix.unwrap_or_default()
+    };
+    let grant = "GRANT CREATE ON DATABASE \"kept\" TO \"sender\"";
+    let refused = steps(&config, None, SOON).await.unwrap_err().to_string();
+    for text in [refused, checked().await] {
+        assert!(text.contains(grant) && !text.contains("--admin-url"), "{text}");
+    }
+    elsewhere.batch_execute(grant).await.unwrap();
+    steps(&config, None, SOON).await.unwrap();
+
+    // As another role has made them.
+    let admin = Secret::new(fixture.cluster.url("kept"));
+    let admin = Connection::open(&admin, "test").await.unwrap();
+    let hand_over = "REASSIGN OWNED BY sender TO postgres; DROP OWNED BY sender";
+    admin.batch_execute(hand_over).await.unwrap();
+    let fix = checked().await;
+    let (_, grants) = fix.split_once("as the schema's owner: ").unwrap_or_else(|| panic!("{fix}"));
+    admin.batch_execute(grants).await.unwrap();
+    assert_eq!(checked().await, "");
+}
+
+#[tokio::test]
+async fn setup_that_may_not_add_a_table_says_who_may() {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE ROLE sender LOGIN").await;
+    let admin = Secret::new(fixture.cluster.url("app"));
+    steps(&fixture.config_as("sender", ""), Some(&admin), SOON).await.unwrap();
+    let more = "[[events]]\ntype = \"b.c\"\ntable = \"public.parts\"\non = [\"insert\"]\n\
+                account = \"account_id\"\ncolumns = [\"id\"]\n";
+    let config = fixture.config_as("sender", more);
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    let statement = error.split('`').nth(1).unwrap();
+    assert!(error.contains("--admin-url") && !error.contains("--print-sql"), "{error}");
+    fixture.run(statement).await;
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
+#[tokio::test]
 async fn setup_grants_our_role_what_it_needs_through_the_administrator() {
     let fixture = Fixture::start().await;
     fixture.run("CREATE ROLE sender LOGIN").await;

@@ -2,8 +2,9 @@
 
 use super::confirm::confirm;
 use super::table::one_line;
+use super::terminal::Terminal;
 use super::{CommandResult, Common, print_json, print_line, secret};
-use crate::control::teardown;
+use crate::control::{Progress, teardown};
 use walhook_core::endpoint::Secret;
 
 /// What the command takes.
@@ -31,7 +32,9 @@ pub struct Args {
 /// then.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    let plan = teardown::plan(&config, args.admin_url.as_ref()).await?;
+    let terminal = Terminal::unless(common.json);
+    let mut tell = |progress: Progress<'_>| terminal.tell(progress);
+    let plan = teardown::plan(&config, args.admin_url.as_ref(), &mut tell).await?;
     let is_empty = plan.text.is_none();
     if let Some(text) = plan.text.as_ref().filter(|_| !args.yes) {
         confirm("teardown", text, &config.source.slot)?;

@@ -4,7 +4,7 @@
 //! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
 //! and does only what is missing, so an interrupted set-up is completed by running it again.
 
-mod alone;
+pub(super) mod alone;
 mod first;
 mod grants;
 mod own;

@@ -8,14 +8,16 @@ mod rights;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use super::Databases;
 use super::holder::{refuse_while_active, user};
-use super::setup::existing_tables;
+use super::setup::{alone, existing_tables};
+use super::{Databases, Tell};
 use crate::config::Config;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::anchor;
@@ -30,6 +32,9 @@ use walhook_state::slots;
 use publication::Publication;
 
 const NAME: &str = "walhook teardown";
+
+/// For another that runs, or waits to be confirmed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Somebody may be reading the tables.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '10s'";
@@ -56,8 +61,13 @@ pub(crate) struct TeardownPlan {
 ///
 /// # Errors
 /// When the slot is in use, a right is missing, or a database does not answer.
-pub(crate) async fn plan(config: &Config, admin: Option<&Secret>) -> Result<TeardownPlan> {
+pub(crate) async fn plan(
+    config: &Config,
+    admin: Option<&Secret>,
+    tell: Tell<'_>,
+) -> Result<TeardownPlan> {
     let sessions = Sessions::open(config, admin).await?;
+    alone::wait(sessions.state(), &config.state.schema, PATIENCE, tell).await?;
     let plan = find(config, &sessions).await?;
     let text = (!plan.is_empty()).then(|| plan.to_text(config));
     Ok(TeardownPlan { sessions, plan, text })

@@ -1,5 +1,5 @@
-//! One set-up at a time: `IF NOT EXISTS` makes no two of them safe beside each other, and replicas of an instance are
-//! often set up at once.
+//! One set-up or teardown at a time: `IF NOT EXISTS` makes no two of them safe beside each other, and replicas of an
+//! instance are often set up at once.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ const LOCK: i32 = 0x7761_6c68;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Waits until no other set-up of this schema runs, for so long; then goes on all the same, as behind a pooler that keeps
+/// Waits until no other set-up or teardown of this schema runs, for so long; then goes on all the same, as behind a pooler that keeps
 /// the session of one that has ended. The lock goes with the session.
-pub(super) async fn wait(
+pub(in crate::control) async fn wait(
     client: &Client,
     schema: &str,
     patience: Duration,
@@ -28,11 +28,13 @@ pub(super) async fn wait(
     let mut is_told = false;
     loop {
         let row = client.query_one(lock, &[&LOCK, &schema]).await;
-        if row.context("cannot lock the set-up")?.try_get(0)? || Instant::now() >= deadline {
+        if row.context("cannot lock the state schema")?.try_get(0)? || Instant::now() >= deadline {
             return Ok(());
         }
         if !std::mem::replace(&mut is_told, true) {
-            tell(Progress::Note("waiting  for another set-up that runs"));
+            tell(Progress::Note(
+                "waiting  for another `walhook setup` or `walhook teardown` that runs",
+            ));
         }
         sleep(PAUSE).await;
     }

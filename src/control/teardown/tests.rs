@@ -7,7 +7,7 @@ const LEFT: &str = "SELECT concat_ws(' ', (SELECT count(*) FROM pg_replication_s
     (SELECT count(*) FROM pg_namespace WHERE nspname = 'walhook'))";
 
 async fn torn_down(config: &Config, admin: Option<&Secret>) -> Result<TornDown> {
-    plan(config, admin).await?.carry_out(config).await
+    plan(config, admin, &mut |_| {}).await?.carry_out(config).await
 }
 
 #[tokio::test]
@@ -196,4 +196,15 @@ async fn teardown_keeps_a_publication_that_somebody_else_made() {
     let done = torn_down(&config, None).await.unwrap();
     assert!(done.kept[0].contains("DROP PUBLICATION \"walhook\""), "{done:?}");
     assert_eq!(fixture.text(LEFT).await, "0 1 0");
+}
+
+#[tokio::test]
+async fn teardowns_that_run_at_once_all_succeed_and_one_drops() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let all = futures_util::future::join_all((0..3).map(|_| torn_down(&config, None))).await;
+    let all: Vec<_> = all.into_iter().map(Result::unwrap).collect();
+    assert_eq!(all.iter().filter(|done| !done.dropped.is_empty()).count(), 1, "{all:?}");
+    assert_eq!(fixture.text(LEFT).await, "0 0 0");
 }

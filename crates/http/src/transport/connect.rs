@@ -11,6 +11,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -231,19 +232,42 @@ pub(super) async fn permitted(
     Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
 }
 
-/// The first connection that one of the addresses takes. They are tried in order, each with a head
-/// start: an address that is silent delays the next one by that only.
+/// The first connection that one of the addresses takes.
 pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let connected = race(addresses, |address| async move {
+        match connect(address).await {
+            Ok(stream) => ControlFlow::Break(stream),
+            Err(error) => ControlFlow::Continue(error),
+        }
+    });
+    connected.await.map_err(|mut failed| {
+        // What we could not try may have taken the connection.
+        let local = failed.iter().position(|error| Fault::of(error).is_some());
+        let told = local.map(|at| failed.swap_remove(at)).or_else(|| failed.pop());
+        let nothing = || io::Error::new(io::ErrorKind::AddrNotAvailable, "there is no address");
+        told.unwrap_or_else(nothing)
+    })
+}
+
+/// What the first of the addresses breaks off with; or why each of them did not, in the order in which that was known.
+/// They are tried in order, each with a head start: an address that is silent delays the next one by that only.
+pub(super) async fn race<T, E, F>(
+    addresses: &[SocketAddr],
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<T, Vec<E>>
+where
+    F: Future<Output = ControlFlow<T, E>> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
     let mut waiting = addresses.iter().copied();
     let mut racing = JoinSet::new();
-    let mut local = None;
-    let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "there is no address");
+    let mut failed = Vec::new();
     loop {
         if let Some(address) = waiting.next() {
-            racing.spawn(connect(address));
+            racing.spawn(attempt(address));
         } else if racing.is_empty() {
-            // What we could not try may have taken the connection.
-            return Err(local.unwrap_or(failed));
+            return Err(failed);
         }
         let ended = if waiting.len() == 0 {
             racing.join_next().await
@@ -251,9 +275,8 @@ pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             timeout(HEAD_START, racing.join_next()).await.unwrap_or_default()
         };
         match ended {
-            Some(Ok(Ok(stream))) => return Ok(stream),
-            Some(Ok(Err(error))) if Fault::of(&error).is_some() => local = Some(error),
-            Some(Ok(Err(error))) => failed = error,
+            Some(Ok(ControlFlow::Break(first))) => return Ok(first),
+            Some(Ok(ControlFlow::Continue(why))) => failed.push(why),
             Some(Err(_)) | None => {}
         }
     }

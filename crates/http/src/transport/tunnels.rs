@@ -1,9 +1,13 @@
 //! Tunnels of `egress.proxy`: asked for by address, and no more often than the proxy is well ([`ProxyHealth`]).
+//!
+//! A proxy that has not answered for one address may be waiting for that one. So a name's addresses are asked for
+//! beside each other, and only where none was answered for, the proxy is asked whether it answers at all.
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use url::{Host, Url};
 
-use super::connect::{ADDRESSES_MAX, ConnectError, choose, dial, permitted};
+use super::connect::{ADDRESSES_MAX, ConnectError, choose, dial, permitted, race};
 use super::error::{DETAIL_MAX, printable};
 use crate::egress::{
     Blame, Greeting, Proxy, ProxyHealth, ProxyTrouble, TUNNEL_ANSWER_MAX, TunnelAnswer, greeting,
@@ -21,7 +25,7 @@ use crate::resolve::Resolver;
 use walhook_core::event::AccountId;
 use walhook_process::faults::Fault;
 
-/// Addresses that a proxy is asked for, one after the other.
+/// Addresses of one name that a proxy is asked for.
 pub(super) const TUNNELS_MAX: usize = 3;
 
 /// The proxy, and what is known of it.
@@ -77,7 +81,7 @@ impl Tunnels {
     /// A tunnel to the first of the host's addresses for which the proxy opens one. `began`: since when a connection
     /// is waited for.
     pub(super) async fn open(
-        &self,
+        self: &Arc<Self>,
         host: &Host,
         to: &[SocketAddr],
         began: Instant,
@@ -85,9 +89,7 @@ impl Tunnels {
         self.health().admit(Instant::now()).map_err(ConnectError::Proxy)?;
         // Short of the time for the whole connection, so that there is some left to find out whose fault it is.
         let (patience, by) = (self.patience * 7 / 10, began + self.patience * 9 / 10);
-        let silent = || NoTunnel::Silent(format!("it has not answered within {patience:?}"));
-        let opened = timeout_at(began + patience, self.first_of(to)).await;
-        match opened.unwrap_or_else(|_| Err(silent())) {
+        match self.first_of(to, began, patience).await {
             Ok((stream, to)) => {
                 self.health().opened(to);
                 Ok(stream)
@@ -108,19 +110,17 @@ impl Tunnels {
 
     /// Whether the proxy answers at all, and takes its user and password.
     pub(super) async fn look(&self) -> Result<(), String> {
-        let late = || NoTunnel::Silent(format!("it has not answered within {:?}", self.patience));
         let looked = timeout_at(Instant::now() + self.patience, self.greet()).await;
-        looked.unwrap_or_else(|_| Err(late())).map_err(NoTunnel::into_said)
+        looked.unwrap_or_else(|_| Err(late(self.patience))).map_err(NoTunnel::into_said)
     }
 
     /// Whether the proxy opens a tunnel to where this URL leads; `None` where it does not lead anywhere.
-    pub(super) async fn look_for(&self, url: &Url) -> Option<Result<(), String>> {
+    pub(super) async fn look_for(self: &Arc<Self>, url: &Url) -> Option<Result<(), String>> {
         let (host, port) = (url.host()?.to_owned(), url.port_or_known_default()?);
         let nobody = AccountId::new("");
-        let addresses = permitted(&self.resolver, &host, port, &nobody).await.ok()?;
-        let late = || NoTunnel::Silent(format!("it has not answered within {:?}", self.patience));
-        let looked = timeout_at(Instant::now() + self.patience, self.first_of(&addresses)).await;
-        let looked = looked.unwrap_or_else(|_| Err(late()));
+        let mut addresses = permitted(&self.resolver, &host, port, &nobody).await.ok()?;
+        addresses.truncate(TUNNELS_MAX);
+        let looked = self.first_of(&addresses, Instant::now(), self.patience).await;
         Some(looked.map(|_closed| ()).map_err(NoTunnel::into_said))
     }
 
@@ -151,20 +151,39 @@ impl Tunnels {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn first_of(&self, to: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), NoTunnel> {
-        let mut refused = NoTunnel::Refused("there is no address".to_owned());
-        for address in to.iter().take(TUNNELS_MAX) {
-            match self.ask_for(*address).await {
-                Ok(stream) => return Ok((stream, *address)),
-                Err(NoTunnel::Refused(why)) => {
-                    refused = NoTunnel::Refused(format!("{address}: {why}"));
-                }
-                Err(why @ (NoTunnel::Local(_) | NoTunnel::Proxy(_) | NoTunnel::Silent(_))) => {
-                    return Err(why);
+    /// A tunnel to the first of the addresses for which the proxy opens one, if it does within so long of `began`.
+    async fn first_of(
+        self: &Arc<Self>,
+        to: &[SocketAddr],
+        began: Instant,
+        within: Duration,
+    ) -> Result<(TcpStream, SocketAddr), NoTunnel> {
+        let first = race(to, |address| {
+            let tunnels = Arc::clone(self);
+            async move {
+                let asked = timeout_at(began + within, tunnels.ask_for(address)).await;
+                match asked.unwrap_or_else(|_| Err(late(within))) {
+                    Ok(stream) => ControlFlow::Break(Ok((stream, address))),
+                    Err(why @ NoTunnel::Proxy(_)) => ControlFlow::Break(Err(why)),
+                    Err(NoTunnel::Refused(why)) => {
+                        ControlFlow::Continue(NoTunnel::Refused(format!("{address}: {why}")))
+                    }
+                    Err(why @ (NoTunnel::Local(_) | NoTunnel::Silent(_))) => {
+                        ControlFlow::Continue(why)
+                    }
                 }
             }
-        }
-        Err(refused)
+        });
+        first.await.unwrap_or_else(|failed| {
+            // What we could not ask for might have been opened. And a proxy that answered for one address is there, so
+            // that it need not be asked whether it is.
+            let told = failed.into_iter().max_by_key(|why| match why {
+                NoTunnel::Local(_) | NoTunnel::Proxy(_) => 2,
+                NoTunnel::Refused(_) => 1,
+                NoTunnel::Silent(_) => 0,
+            });
+            Err(told.unwrap_or_else(|| NoTunnel::Refused("there is no address".to_owned())))
+        })
     }
 
     async fn ask_for(&self, to: SocketAddr) -> Result<TcpStream, NoTunnel> {
@@ -228,6 +247,10 @@ async fn read_more(stream: &mut TcpStream, answer: &mut Vec<u8>) -> Result<(), N
         0 => Err(NoTunnel::Silent("it closed the connection".to_owned())),
         _ => Ok(()),
     }
+}
+
+fn late(within: Duration) -> NoTunnel {
+    NoTunnel::Silent(format!("it has not answered within {within:?}"))
 }
 
 fn broken(error: io::Error) -> NoTunnel {

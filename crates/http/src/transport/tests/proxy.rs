@@ -2,12 +2,17 @@
 
 use tokio::io::copy_bidirectional;
 
-use super::dns::naming;
+use super::dns::{lookup, naming};
 use super::tls::{authority, params, serve, trusting_with};
 use super::*;
 
-/// What a proxy answers to a head, where it opens no tunnel.
+/// What a proxy answers to a head, where it opens no tunnel: then it closes the connection.
 type Answer = fn(&str) -> Option<&'static str>;
+
+const REFUSED: &str = "HTTP/1.1 502 Bad Gateway\r\n\r\n";
+
+/// Stands for no answer, on a connection that stays.
+const HANGS: &str = "hangs";
 
 /// Opens every tunnel that it is asked for, but where it has another answer.
 struct TunnelServer {
@@ -40,6 +45,9 @@ impl TunnelServer {
                     let target = head.split(' ').nth(1).unwrap().to_owned();
                     let answer = other.lock().unwrap()(&head);
                     log.lock().unwrap().push(head);
+                    if answer == Some(HANGS) {
+                        return std::future::pending().await;
+                    }
                     if let Some(answer) = answer {
                         let _gone = stream.write_all(answer.as_bytes()).await;
                         return;
@@ -139,32 +147,62 @@ async fn proxy_that_opens_no_tunnel_to_anybody_is_a_want_of_ours_with_its_reason
     assert!(detail.contains("cannot reach it") && detail.contains("refused"), "{detail}");
 }
 
-#[tokio::test]
-async fn proxy_is_asked_for_the_next_address_when_one_fails() {
-    let endpoint = Server::start([Read, ok()]).await;
-    let port = endpoint.addr.port();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = listener.local_addr().unwrap();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let (mut first, _) = listener.accept().await.unwrap();
-        first.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.unwrap();
-        let (mut second, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(second.read_u8().await.unwrap());
-        }
-        assert!(head.starts_with(format!("CONNECT 127.0.0.1:{port} ").as_bytes()));
-        let mut endpoint = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        second.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
-        let _until_one_closes = copy_bidirectional(&mut second, &mut endpoint).await;
-    });
-    let names = [("two.example", &["127.0.0.3", "127.0.0.1"][..])];
-    let transport = naming(&names, &through(proxy));
-    assert_eq!(answer(&transport, &format!("http://two.example:{port}/")).await.status, 200);
+/// The first of two addresses gets no tunnel.
+fn first_gets(head: &str, answer: &'static str) -> Option<&'static str> {
+    head.starts_with("CONNECT 127.0.0.3:").then_some(answer)
 }
 
-const REFUSED: &str = "HTTP/1.1 502 Bad Gateway\r\n\r\n";
+#[tokio::test]
+async fn proxy_is_asked_for_the_next_address_when_one_gets_no_tunnel() {
+    let answers: [Answer; 3] = [
+        |head| first_gets(head, REFUSED),
+        |head| first_gets(head, ""),
+        |head| first_gets(head, HANGS),
+    ];
+    let endpoint = Server::start([Read, ok()]).await;
+    let names = [("two.example", &["127.0.0.3", "127.0.0.1"][..])];
+    let url = format!("http://two.example:{}/", endpoint.addr.port());
+    for answers in answers {
+        let proxy = TunnelServer::start().await;
+        proxy.answers(answers);
+        let transport = naming(&names, &through(proxy.addr));
+        assert_eq!(answer(&transport, &url).await.status, 200);
+        let asked = proxy.asked();
+        assert!(asked[0].starts_with("CONNECT 127.0.0.3:") && asked.len() == 2, "{asked:?}");
+        assert_eq!(transport.look_for_tunnel(&url).await, Some(Ok(())));
+    }
+}
+
+#[tokio::test]
+async fn proxy_that_is_silent_for_all_addresses_is_asked_whether_it_lives() {
+    let proxy = TunnelServer::start().await;
+    let requests = Requests { connect_timeout: 2 * SHORT, ..requests() };
+    let names = [("two.example", &["127.0.0.3", "127.0.0.4"][..])];
+    let tls = tls_config([]).unwrap();
+    let (egress, bounds) = (through(proxy.addr), bounds(MEMORY));
+    let transport =
+        Transport::with(&requests, &egress, MEMORY, bounds, tls, lookup(&names)).unwrap();
+    proxy
+        .answers(|head| Some(if head.starts_with("CONNECT 127.0.0.4:") { REFUSED } else { HANGS }));
+    let url = "http://two.example:9/";
+    let detail = refusal(&transport, url, FailureKind::Proxy).await;
+    assert!(detail.contains("127.0.0.4:9: it answered 502"), "it answered for one: {detail}");
+    assert!(!proxy.asked().iter().any(|head| head.starts_with("OPTIONS")));
+
+    proxy.answers(|_| Some(HANGS));
+    let asked = proxy.asked().len();
+    let detail = loop {
+        // While it fails it is asked once a second.
+        let detail = refusal(&transport, url, FailureKind::Proxy).await;
+        if proxy.asked().len() > asked {
+            break detail;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(detail.contains("has not answered within 700ms"), "{detail}");
+    let asked = proxy.asked().split_off(asked);
+    assert!(asked.len() == 3 && asked[2].starts_with("OPTIONS"), "{asked:?}");
+}
 
 /// No tunnel to 127.0.0.2 and so on: all but the first.
 fn only_the_first(head: &str) -> Option<&'static str> {

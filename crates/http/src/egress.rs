@@ -17,7 +17,7 @@ pub use host::HostPattern;
 pub use proxy::{
     Greeting, Proxy, ProxyError, TUNNEL_ANSWER_MAX, TunnelAnswer, greeting, tunnel_answer,
 };
-pub use proxy_health::{Blame, ProxyHealth, ProxyTrouble};
+pub use proxy_health::{Blame, Opened, ProxyHealth, ProxyTrouble};
 
 /// Why something must not be contacted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

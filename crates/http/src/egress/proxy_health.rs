@@ -3,13 +3,16 @@
 //!
 //! ```text
 //! out of reach, no HTTP, 407, silent to all ───────────────────────► the proxy's: nobody is sent anything
-//! no to one address ─┬─ it opened one for another ─────────────────► the endpoint's
-//!                    └─ nor for any of three hosts, nor for the last
-//!                       one that it opened a tunnel to ────────────► the proxy's
+//! no to one address ─┬─ it has opened none yet ────────────────────► the proxy's
+//!                    ├─ nor for any of three hosts, nor any more for
+//!                    │  one of the last three that it opened one for ► the proxy's
+//!                    └─ else ──────────────────────────────────────► the endpoint's
 //! ```
 //!
-//! What a stranger's address may bring about is never the proxy's fault by itself: else three endpoints that are dead
-//! would stop everybody's deliveries. While the proxy fails it is asked once in [`PACE`], however many wait.
+//! What strangers' addresses may bring about is never the proxy's fault by itself: else three endpoints that are dead
+//! would stop everybody's deliveries. So an address that it never opened a tunnel to says nothing of the proxy, and
+//! one that it did may have died since: only three together, of different hosts, speak against it. While the proxy
+//! fails it is asked once in [`PACE`], however many wait.
 
 use core::net::SocketAddr;
 use std::time::Duration;
@@ -24,7 +27,8 @@ const PACE: Duration = Duration::from_secs(1);
 /// every 5 s.
 const LASTS: Duration = Duration::from_secs(10);
 
-/// Of so many hosts in a row that it opens no tunnel to, none may be to blame.
+/// Of so many hosts in a row that it opens no tunnel to, none may be to blame. And so many that it did open one to are
+/// asked for then.
 const HOSTS: usize = 3;
 
 /// What is wrong with the proxy.
@@ -37,14 +41,23 @@ pub struct ProxyTrouble {
 }
 
 /// Who is to blame that the proxy said no.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blame {
     /// The address.
     Endpoint,
-    /// The address, if the proxy opens a tunnel to this one now; else the proxy.
-    Unless(SocketAddr),
+    /// The address, if the proxy opens a tunnel to one of these now; else the proxy.
+    Unless(Vec<Opened>),
     /// The proxy: it has opened none yet.
     Proxy,
+}
+
+/// Where the proxy opened a tunnel to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// The URL's host.
+    pub host: Host,
+    /// Its address.
+    pub address: SocketAddr,
 }
 
 /// What is known of the proxy.
@@ -53,9 +66,11 @@ pub struct ProxyHealth {
     /// For a connection.
     patience: Duration,
     spell: Option<Spell>,
-    /// The last address that it opened a tunnel to.
-    opened: Option<SocketAddr>,
-    /// Hosts that it opened none to, since something came through it.
+    /// Where it opened the last tunnels to, in this order.
+    ///
+    /// Invariant: at most [`HOSTS`], and no two with the same name or the same address.
+    opened: Vec<Opened>,
+    /// Hosts that it opened none to, since something came through it; fewer than [`HOSTS`].
     refused: Vec<Host>,
 }
 
@@ -72,7 +87,7 @@ impl ProxyHealth {
     /// Nothing is known yet. `patience` is for a connection.
     #[must_use]
     pub const fn new(patience: Duration) -> Self {
-        Self { patience, spell: None, opened: None, refused: Vec::new() }
+        Self { patience, spell: None, opened: Vec::new(), refused: Vec::new() }
     }
 
     /// Whether the proxy is to be asked for a tunnel now.
@@ -91,10 +106,17 @@ impl ProxyHealth {
     }
 
     /// It opened a tunnel.
-    pub fn opened(&mut self, to: SocketAddr) {
+    pub fn opened(&mut self, to: Opened) {
         self.spell = None;
-        self.opened = Some(to);
         self.refused.clear();
+        // What has the same name or address would die with it.
+        let is_other =
+            |other: &Opened| other.host != to.host && other.address.ip() != to.address.ip();
+        self.opened.retain(is_other);
+        if self.opened.len() >= HOSTS {
+            self.opened.remove(0);
+        }
+        self.opened.push(to);
     }
 
     /// Somebody answered through a tunnel, which may be an old one.
@@ -113,9 +135,16 @@ impl ProxyHealth {
         self.spell = Some(Spell { trouble: ProxyTrouble { since, reason }, asked: now, next });
     }
 
-    /// It opened no tunnel to this host, and others are to be asked for.
+    /// It answered, and opened no tunnel to this host.
     pub fn refused(&mut self, host: &Host, now: Instant) -> Blame {
-        let Some(opened) = self.opened else { return Blame::Proxy };
+        if self.opened.is_empty() {
+            return Blame::Proxy;
+        }
+        if self.opened.len() < HOSTS {
+            // It answers, and too few could speak against it.
+            self.spell = None;
+            return Blame::Endpoint;
+        }
         if !self.refused.contains(host) {
             self.refused.push(host.clone());
         }
@@ -123,7 +152,7 @@ impl ProxyHealth {
             return Blame::Endpoint;
         }
         self.refused.clear();
-        Blame::Unless(opened)
+        Blame::Unless(self.opened.clone())
     }
 
     /// What is wrong with it now.
@@ -148,8 +177,9 @@ mod tests {
         Host::Domain(format!("h{n}.example"))
     }
 
-    fn address() -> SocketAddr {
-        "192.0.2.7:443".parse().unwrap()
+    /// A tunnel to this host, at this address.
+    fn tunnel(n: u32, address: u8) -> Opened {
+        Opened { host: host(n), address: ([192, 0, 2, address], 443).into() }
     }
 
     fn after(start: Instant, ms: u64) -> Instant {
@@ -172,7 +202,7 @@ mod tests {
         health.failed("it answered 407".into(), after(start, 6_000));
         let trouble = health.trouble(after(start, 6_000)).unwrap();
         assert_eq!((trouble.since, &*trouble.reason), (start, "it answered 407"));
-        health.opened(address());
+        health.opened(tunnel(7, 7));
         assert_eq!(health.trouble(after(start, 6_000)), None);
         assert_eq!(asked(&mut health, 6_000), 5_000);
     }
@@ -190,11 +220,18 @@ mod tests {
         assert_eq!(since, after(start, 50_000), "that is another one");
     }
 
+    /// It opened tunnels to hosts 7, 8 and 9.
+    fn open_for_three(health: &mut ProxyHealth) -> Blame {
+        let opened = [(7, 7), (8, 8), (9, 9)].map(|(n, address)| tunnel(n, address));
+        opened.iter().for_each(|to| health.opened(to.clone()));
+        Blame::Unless(opened.to_vec())
+    }
+
     #[test]
     fn one_address_is_to_blame_where_others_get_tunnels() {
         let (mut health, now) = (ProxyHealth::new(Duration::from_secs(10)), Instant::now());
         assert_eq!(health.refused(&host(1), now), Blame::Proxy, "it has opened none yet");
-        health.opened(address());
+        let unless = open_for_three(&mut health);
         for _ in 0..100 {
             assert_eq!(health.refused(&host(1), now), Blame::Endpoint);
             assert_eq!(health.refused(&host(2), now), Blame::Endpoint);
@@ -202,10 +239,37 @@ mod tests {
         health.answered();
         assert_eq!(health.refused(&host(3), now), Blame::Endpoint);
         assert_eq!(health.refused(&host(1), now), Blame::Endpoint);
-        assert_eq!(health.refused(&host(2), now), Blame::Unless(address()));
-        assert_eq!(health.refused(&host(1), now), Blame::Endpoint, "that was asked");
+        assert_eq!(health.refused(&host(2), now), unless);
+        assert_eq!(health.refused(&host(1), now), Blame::Endpoint, "those were asked");
         // While it fails nobody is to blame whose refusal says nothing of others.
         health.failed("it answered 503".into(), now);
-        assert_eq!(health.refused(&host(1), now), Blame::Unless(address()));
+        assert_eq!(health.refused(&host(1), now), unless);
+    }
+
+    #[test]
+    fn proxy_is_blamed_by_three_hosts_that_it_opened_tunnels_to_and_by_no_others() {
+        let (mut health, now) = (ProxyHealth::new(Duration::from_secs(10)), Instant::now());
+        health.opened(tunnel(1, 1));
+        // The one that worked has died too, and others are as dead.
+        for n in 1..100 {
+            assert_eq!(health.refused(&host(n), now), Blame::Endpoint);
+        }
+        // Other addresses of the name, and other names of the address.
+        for (n, address) in [(1, 2), (1, 3), (1, 4), (2, 4), (3, 4)] {
+            health.opened(tunnel(n, address));
+        }
+        health.opened(tunnel(4, 1));
+        for n in 1..100 {
+            assert_eq!(health.refused(&host(n), now), Blame::Endpoint);
+        }
+        // It was out of reach, and says no now: that was another trouble.
+        health.failed("refused".into(), now);
+        assert_eq!(health.refused(&host(1), now), Blame::Endpoint);
+        assert_eq!(health.trouble(now), None);
+
+        let unless = open_for_three(&mut health);
+        let blamed: Vec<_> = (1..=6).map(|n| health.refused(&host(n), now)).collect();
+        let [no, yes] = [Blame::Endpoint, unless];
+        assert_eq!(blamed, [&no, &no, &yes, &no, &no, &yes].map(Blame::clone), "the last three");
     }
 }

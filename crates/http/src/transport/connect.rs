@@ -42,7 +42,7 @@ tokio::task_local! {
 }
 
 /// The next address is tried beside the last one after this time. Source: RFC 8305, section 5.
-const HEAD_START: Duration = Duration::from_millis(250);
+pub(super) const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Addresses of one name that are tried for a connection: a name has as many as its owner likes.
 pub(super) const ADDRESSES_MAX: usize = 8;
@@ -234,7 +234,7 @@ pub(super) async fn permitted(
 
 /// The first connection that one of the addresses takes.
 pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let connected = race(addresses, |address| async move {
+    let connected = race(addresses, HEAD_START, |address| async move {
         match connect(address).await {
             Ok(stream) => ControlFlow::Break(stream),
             Err(error) => ControlFlow::Continue(error),
@@ -250,9 +250,10 @@ pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 }
 
 /// What the first of the addresses breaks off with; or why each of them did not, in the order in which that was known.
-/// They are tried in order, each with a head start: an address that is silent delays the next one by that only.
+/// They are tried in order, each with such a head start: an address that is silent delays the next one by that only.
 pub(super) async fn race<T, E, F>(
     addresses: &[SocketAddr],
+    head_start: Duration,
     attempt: impl Fn(SocketAddr) -> F,
 ) -> Result<T, Vec<E>>
 where
@@ -272,7 +273,7 @@ where
         let ended = if waiting.len() == 0 {
             racing.join_next().await
         } else {
-            timeout(HEAD_START, racing.join_next()).await.unwrap_or_default()
+            timeout(head_start, racing.join_next()).await.unwrap_or_default()
         };
         match ended {
             Some(Ok(ControlFlow::Break(first))) => return Ok(first),

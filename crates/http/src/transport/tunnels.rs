@@ -15,11 +15,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use url::{Host, Url};
 
-use super::connect::{ADDRESSES_MAX, ConnectError, choose, dial, permitted, race};
+use super::connect::{ADDRESSES_MAX, ConnectError, HEAD_START, choose, dial, permitted, race};
 use super::error::{DETAIL_MAX, printable};
 use crate::egress::{
-    Blame, Greeting, Proxy, ProxyHealth, ProxyTrouble, TUNNEL_ANSWER_MAX, TunnelAnswer, greeting,
-    tunnel_answer,
+    Blame, Greeting, Opened, Proxy, ProxyHealth, ProxyTrouble, TUNNEL_ANSWER_MAX, TunnelAnswer,
+    greeting, tunnel_answer,
 };
 use crate::resolve::Resolver;
 use walhook_core::event::AccountId;
@@ -89,9 +89,9 @@ impl Tunnels {
         self.health().admit(Instant::now()).map_err(ConnectError::Proxy)?;
         // Short of the time for the whole connection, so that there is some left to find out whose fault it is.
         let (patience, by) = (self.patience * 7 / 10, began + self.patience * 9 / 10);
-        match self.first_of(to, began, patience).await {
-            Ok((stream, to)) => {
-                self.health().opened(to);
+        match self.first_of(to, HEAD_START, began, patience).await {
+            Ok((stream, address)) => {
+                self.health().opened(Opened { host: host.clone(), address });
                 Ok(stream)
             }
             Err(NoTunnel::Local(error)) => Err(error),
@@ -120,24 +120,33 @@ impl Tunnels {
         let nobody = AccountId::new("");
         let mut addresses = permitted(&self.resolver, &host, port, &nobody).await.ok()?;
         addresses.truncate(TUNNELS_MAX);
-        let looked = self.first_of(&addresses, Instant::now(), self.patience).await;
+        let looked = self.first_of(&addresses, HEAD_START, Instant::now(), self.patience).await;
         Some(looked.map(|_closed| ()).map_err(NoTunnel::into_said))
     }
 
     /// Whose fault it is that the proxy opens no tunnel to this host.
-    async fn judge(&self, host: &Host, reason: &str, by: Instant) -> ConnectError {
-        let blame = self.health().refused(host, Instant::now());
+    async fn judge(self: &Arc<Self>, host: &Host, reason: &str, by: Instant) -> ConnectError {
+        let now = Instant::now();
+        let blame = self.health().refused(host, now);
         match blame {
             Blame::Endpoint => ConnectError::Tunnel(reason.to_owned()),
             Blame::Proxy => self.fails(reason),
-            Blame::Unless(to) => match timeout_at(by, self.ask_for(to)).await {
-                Ok(Ok(_closed)) => {
-                    self.health().opened(to);
-                    ConnectError::Tunnel(reason.to_owned())
+            Blame::Unless(opened) => {
+                let to: Vec<SocketAddr> = opened.iter().map(|it| it.address).collect();
+                // All at once: there may be little time left.
+                let left = by.saturating_duration_since(now);
+                match self.first_of(&to, Duration::ZERO, now, left).await {
+                    Ok((_closed, address)) => {
+                        let again = opened.into_iter().find(|it| it.address == address);
+                        again.into_iter().for_each(|it| self.health().opened(it));
+                        ConnectError::Tunnel(reason.to_owned())
+                    }
+                    Err(NoTunnel::Local(error)) => error,
+                    Err(NoTunnel::Proxy(_) | NoTunnel::Refused(_) | NoTunnel::Silent(_)) => {
+                        self.fails(reason)
+                    }
                 }
-                Ok(Err(NoTunnel::Local(error))) => error,
-                Ok(Err(_)) | Err(_) => self.fails(reason),
-            },
+            }
         }
     }
 
@@ -152,13 +161,15 @@ impl Tunnels {
     }
 
     /// A tunnel to the first of the addresses for which the proxy opens one, if it does within so long of `began`.
+    /// Each has the head start before the next.
     async fn first_of(
         self: &Arc<Self>,
         to: &[SocketAddr],
+        head_start: Duration,
         began: Instant,
         within: Duration,
     ) -> Result<(TcpStream, SocketAddr), NoTunnel> {
-        let first = race(to, |address| {
+        let first = race(to, head_start, |address| {
             let tunnels = Arc::clone(self);
             async move {
                 let asked = timeout_at(began + within, tunnels.ask_for(address)).await;

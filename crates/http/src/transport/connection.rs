@@ -127,6 +127,7 @@ impl Connection {
     ) -> Result<Response<Incoming>, hyper::Error> {
         let answer = match self {
             Self::Http1(http1) => {
+                http1.known.expect_request();
                 let mut answer = pin!(http1.sender.try_send_request(request));
                 poll_fn(|cx| {
                     http1.drive(cx);

@@ -50,9 +50,6 @@ const STREAMS_MAX: usize = 100;
 /// The head of an HTTP/1 answer is read in such pieces.
 const PIECE: usize = 4 << 10;
 
-/// How hyper begins every request of ours. A body is JSON, and begins otherwise.
-const REQUEST: &[u8] = b"POST ";
-
 /// Why a connection was given up, found among the causes of the client's error.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Excess {
@@ -76,6 +73,8 @@ pub(super) struct Known {
     http2: AtomicBool,
     /// Requests of which the first bytes were written.
     requests: AtomicU32,
+    /// HTTP/1: what is written next begins a request.
+    request_due: AtomicBool,
     /// HTTP/1: whether the last request's answer has begun.
     answered: AtomicBool,
     /// Answers that have begun; HTTP/2: informational ones too.
@@ -101,6 +100,7 @@ impl Default for Known {
         Self {
             http2: AtomicBool::default(),
             requests: AtomicU32::default(),
+            request_due: AtomicBool::default(),
             answered: AtomicBool::default(),
             answers: AtomicU64::default(),
             goes_away: AtomicBool::default(),
@@ -122,6 +122,11 @@ impl Known {
 
     pub(super) fn wants_http1(&self) -> bool {
         self.wants_http1.load(Relaxed)
+    }
+
+    /// HTTP/1: a request is handed to the connection, on which nothing else is left to be written.
+    pub(super) fn expect_request(&self) {
+        self.request_due.store(true, Relaxed);
     }
 
     /// Keeps further requests away.
@@ -352,13 +357,14 @@ impl Guard<TokioIo<Stream>> for Listener {
             let (written, _) = buf.split_at(n.min(buf.len()));
             n -= written.len();
             match &mut self.speech {
-                Speech::Http1 { head, drops, .. } if written.starts_with(REQUEST) => {
-                    *head = Some(Box::default());
-                    *drops = false;
-                    self.known.answered.store(false, Relaxed);
-                    self.known.begin_requests(1);
+                Speech::Http1 { head, drops, .. } => {
+                    if !written.is_empty() && self.known.request_due.swap(false, Relaxed) {
+                        *head = Some(Box::default());
+                        *drops = false;
+                        self.known.answered.store(false, Relaxed);
+                        self.known.begin_requests(1);
+                    }
                 }
-                Speech::Http1 { .. } => {}
                 Speech::Http2(frames) => self.known.begin_requests(frames.sent(written)),
             }
         }

@@ -35,6 +35,19 @@ async fn case_40_new_connection_that_closes_before_an_answer_is_a_failed_attempt
 }
 
 #[tokio::test]
+async fn case_40_new_connection_that_closes_before_an_answer_is_a_failed_attempt_whatever_the_body()
+{
+    // Large enough that the kernel takes it piece by piece, of which many begin as a request does.
+    let body = "POST ".repeat(1 << 20);
+    let server = Server::start([Read, Close]).await;
+    let endpoint = endpoint(&server.url());
+    let id = attempt(endpoint.clone()).first().event.id;
+    let ended = transport().post_notice(&endpoint, id, body.into(), 1).await;
+    assert_eq!(ended.result.unwrap_err().kind, FailureKind::Protocol);
+    assert_eq!((ended.resends, server.received().len()), (0, 1));
+}
+
+#[tokio::test]
 async fn case_40_kept_connection_that_closes_within_an_answer_is_a_failed_attempt() {
     for begun in ["H", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 103 Hints\r\n\r\n"] {
         let server = Server::start([Read, ok(), Read, write(begun), Close]).await;

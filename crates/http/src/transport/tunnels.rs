@@ -86,7 +86,7 @@ impl Tunnels {
         to: &[SocketAddr],
         began: Instant,
     ) -> Result<TcpStream, ConnectError> {
-        self.health().admit(Instant::now()).map_err(ConnectError::Proxy)?;
+        self.health().admit(host, Instant::now()).map_err(ConnectError::Proxy)?;
         // Short of the time for the whole connection, so that there is some left to find out whose fault it is.
         let (patience, by) = (self.patience * 7 / 10, began + self.patience * 9 / 10);
         match self.first_of(to, HEAD_START, began, patience).await {
@@ -130,7 +130,7 @@ impl Tunnels {
         let blame = self.health().refused(host, now);
         match blame {
             Blame::Endpoint => ConnectError::Tunnel(reason.to_owned()),
-            Blame::Proxy => self.fails(reason),
+            Blame::Proxy => self.opens_none(host, reason),
             Blame::Unless(opened) => {
                 let to: Vec<SocketAddr> = opened.iter().map(|it| it.address).collect();
                 // All at once: there may be little time left.
@@ -142,8 +142,9 @@ impl Tunnels {
                         ConnectError::Tunnel(reason.to_owned())
                     }
                     Err(NoTunnel::Local(error)) => error,
-                    Err(NoTunnel::Proxy(_) | NoTunnel::Refused(_) | NoTunnel::Silent(_)) => {
-                        self.fails(reason)
+                    Err(NoTunnel::Proxy(reason)) => self.fails(&reason),
+                    Err(NoTunnel::Refused(_) | NoTunnel::Silent(_)) => {
+                        self.opens_none(host, reason)
                     }
                 }
             }
@@ -153,6 +154,12 @@ impl Tunnels {
     fn fails(&self, reason: &str) -> ConnectError {
         let reason = said(reason);
         self.health().failed(reason.clone(), Instant::now());
+        ConnectError::Proxy(reason)
+    }
+
+    fn opens_none(&self, host: &Host, reason: &str) -> ConnectError {
+        let reason = said(reason);
+        self.health().opens_none(host, reason.clone(), Instant::now());
         ConnectError::Proxy(reason)
     }
 

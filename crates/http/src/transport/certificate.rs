@@ -49,6 +49,10 @@ fn problem(error: &CertificateError) -> Option<String> {
              let an authority issue one (with CA:FALSE), and have the authority's own trusted where walhook runs"
                 .to_owned()
         }
+        CertificateError::Other(other) if is_of_old_version(&*other.0) => {
+            "the certificate is of an X.509 version before 3, which has no place for names; the receiver needs a new one"
+                .to_owned()
+        }
         _ => return None,
     };
     Some(problem)
@@ -56,6 +60,10 @@ fn problem(error: &CertificateError) -> Option<String> {
 
 fn signs_itself(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
+}
+
+fn is_of_old_version(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref() == Some(&webpki::Error::UnsupportedCertVersion)
 }
 
 /// The library has them as `DnsName("a.example")`.
@@ -66,5 +74,25 @@ fn names(presented: &[String]) -> String {
         0 => "no name (a common name does not count)".to_owned(),
         all if all > NAMES_MAX => format!("{} and others", names.join(", ")),
         _ => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::OtherError;
+
+    use super::*;
+
+    #[test]
+    fn certificate_of_version_1_is_explained_without_the_words_of_the_library() {
+        let error =
+            CertificateError::Other(OtherError(Arc::new(webpki::Error::UnsupportedCertVersion)));
+        let explained = explain(&rustls::Error::InvalidCertificate(error));
+        assert!(
+            explained.starts_with("the certificate is of an X.509 version before 3"),
+            "{explained}"
+        );
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Between the two stands a layer of TLS that hands on the URL and nothing else. On whose account's behalf a
-//! connection is opened stands in [`ACCOUNT`].
+//! connection is opened, and how far it has come, stands in [`OPENING`].
 
 use std::future::Future;
 use std::io;
@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,8 +37,23 @@ use walhook_core::event::AccountId;
 use walhook_process::faults::Fault;
 
 tokio::task_local! {
-    /// For whom a connection is opened: its look-ups take their turn among the account's.
-    static ACCOUNT: AccountId;
+    /// The connection that is being opened.
+    static OPENING: Opening;
+}
+
+/// A connection while it is opened.
+#[derive(Debug, Clone)]
+struct Opening {
+    /// For whom: its look-ups take their turn among the account's.
+    account: AccountId,
+    /// Whether TCP is connected, or the tunnel open.
+    is_reached: Arc<AtomicBool>,
+}
+
+impl Opening {
+    fn new(account: AccountId) -> Self {
+        Self { account, is_reached: Arc::default() }
+    }
 }
 
 /// The next address is tried beside the last one after this time. Source: RFC 8305, section 5.
@@ -65,6 +80,11 @@ pub(super) enum ConnectError {
     /// It took too long.
     #[error("no connection within delivery.connect_timeout")]
     Timeout,
+    /// The receiver was reached, and TLS took too long.
+    #[error(
+        "no connection within delivery.connect_timeout: the receiver was reached, but the TLS handshake did not end"
+    )]
+    Handshake,
     /// Those addresses that were tried take none.
     #[error("{error}; {tried} of the name's {of} addresses were tried, and the next time others")]
     OfSome {
@@ -84,7 +104,11 @@ impl ConnectError {
             Self::Dial(error) => Some(error),
             Self::Resolve(ResolveError::Dns(error)) => Some(&**error),
             Self::OfSome { error, .. } => error.of_system(),
-            Self::Resolve(_) | Self::Tunnel(_) | Self::Proxy(_) | Self::Timeout => None,
+            Self::Resolve(_)
+            | Self::Tunnel(_)
+            | Self::Proxy(_)
+            | Self::Timeout
+            | Self::Handshake => None,
         }
     }
 }
@@ -114,11 +138,16 @@ impl Connector {
         account: AccountId,
     ) -> impl Future<Output = Result<Answers, BoxError>> + Send + 'static {
         let mut tls = self.tls.clone();
-        let connecting = ACCOUNT.sync_scope(account, || tls.call(to));
+        let opening = Opening::new(account);
+        let connecting = OPENING.sync_scope(opening.clone(), || tls.call(to));
         let patience = self.patience;
         async move {
             let connected = timeout(patience, connecting).await;
-            Ok(Answers::new(connected.unwrap_or(Err(ConnectError::Timeout.into()))?))
+            let stream = connected.unwrap_or_else(|_| {
+                let is_reached = opening.is_reached.load(Relaxed);
+                Err(if is_reached { ConnectError::Handshake } else { ConnectError::Timeout }.into())
+            })?;
+            Ok(Answers::new(stream))
         }
     }
 }
@@ -145,10 +174,13 @@ impl Service<Uri> for TcpConnector {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         // Here and not in the future, which is not within the scope.
-        let account = ACCOUNT.try_with(AccountId::clone).unwrap_or_else(|_| AccountId::new(""));
+        let opening = OPENING.try_with(Opening::clone);
+        let opening = opening.unwrap_or_else(|_| Opening::new(AccountId::new("")));
         let connector = self.clone();
         Box::pin(async move {
+            let Opening { account, is_reached } = opening;
             let stream = connector.connect(&to, &account).await?;
+            is_reached.store(true, Relaxed);
             stream.set_nodelay(true).map_err(ConnectError::Dial)?;
             Ok(TokioIo::new(Metered::new(stream, Charge::new(&connector.memory, account))))
         })

@@ -15,14 +15,14 @@ use walhook_process::faults;
 pub(super) const DETAIL_MAX: usize = 1 << 10;
 
 /// The one place that decides what an error of the HTTP client means.
-pub(super) fn classify(error: &SendError) -> Failure {
-    let mut kind = match error {
+pub(super) fn classify(failed: &SendError) -> Failure {
+    let mut kind = match failed {
         SendError::Connect(_) => FailureKind::Connect,
         SendError::Begin(_) | SendError::Sent(..) => FailureKind::Protocol,
         SendError::HeldBack => return failure(FailureKind::Aborted, "it was held back"),
     };
     let (mut detail, mut speaks_tls) = (Vec::new(), true);
-    let mut cause = error.source();
+    let mut cause = failed.source();
     while let Some(error) = cause {
         let mut text = None;
         if let Some(connect) = error.downcast_ref::<ConnectError>() {
@@ -30,7 +30,9 @@ pub(super) fn classify(error: &SendError) -> Failure {
         } else if let Some(tls) = tls_error(error) {
             kind = FailureKind::Tls;
             let invalid = rustls::InvalidMessage::InvalidContentType;
-            speaks_tls = *tls != rustls::Error::InvalidMessage(invalid);
+            // Once there is a connection, it does.
+            speaks_tls = !matches!(failed, SendError::Connect(_))
+                || *tls != rustls::Error::InvalidMessage(invalid);
             text = Some(certificate::explain(tls));
         }
         detail.push(text.unwrap_or_else(|| error.to_string()));
@@ -58,9 +60,10 @@ fn connect_kind(error: &ConnectError) -> FailureKind {
         ) => FailureKind::Dns,
         ConnectError::Proxy(_) => FailureKind::Proxy,
         ConnectError::OfSome { error, .. } => connect_kind(error),
-        ConnectError::Dial(_) | ConnectError::Tunnel(_) | ConnectError::Timeout => {
-            FailureKind::Connect
-        }
+        ConnectError::Dial(_)
+        | ConnectError::Tunnel(_)
+        | ConnectError::Timeout
+        | ConnectError::Handshake => FailureKind::Connect,
     }
 }
 

@@ -164,3 +164,33 @@ async fn server_without_tls_behind_https_is_a_tls_failure() {
     assert!(detail.contains("corrupt message"), "{detail}");
     assert!(detail.ends_with(": the port answers without TLS"), "{detail}");
 }
+
+#[tokio::test]
+async fn handshake_that_does_not_end_says_that_the_receiver_was_reached() {
+    let server = Server::start([]).await;
+    let requests = Requests { connect_timeout: SHORT, ..requests() };
+    let transport = Transport::new(&requests, &egress(), MEMORY).unwrap();
+    let url = server.url().replace("http://", "https://");
+    let detail = refusal(&transport, &url, FailureKind::Connect).await;
+    let expected = "within delivery.connect_timeout: the receiver was reached, but the TLS handshake did not end";
+    assert!(detail.ends_with(expected), "{detail}");
+}
+
+#[tokio::test]
+async fn receiver_that_stops_to_speak_tls_is_not_said_to_have_none() {
+    let authority = authority();
+    let acceptor = acceptor(Some(&authority), params("localhost"), &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = acceptor.accept(stream).await.unwrap();
+        read_request(&mut stream).await.unwrap();
+        let (mut stream, _) = stream.into_inner();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let _until_closed = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let detail = refusal(&trusting(&authority), &url, FailureKind::Tls).await;
+    assert!(detail.ends_with("corrupt message of type InvalidContentType"), "{detail}");
+}

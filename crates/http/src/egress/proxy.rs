@@ -137,6 +137,9 @@ pub fn tunnel_answer(read: &[u8]) -> TunnelAnswer {
         // An endpoint speaks after us, never before: what follows is not the endpoint's.
         code if code.len() == 3 && code.starts_with('2') => match read.len() == end + 4 {
             true => TunnelAnswer::Open,
+            false if has_body(&head) => TunnelAnswer::Failed(format!(
+                "it answered {status} with a page of its own; it is no proxy, or wants a log-in first"
+            )),
             false => TunnelAnswer::Refused("it sent more than its answer".to_owned()),
         },
         "407" => TunnelAnswer::Failed(stranger(status)),
@@ -166,6 +169,14 @@ const NO_HTTP: &str = "its answer is not HTTP";
 
 fn stranger(status: &str) -> String {
     format!("it answered {status}; give the user and password in egress.proxy")
+}
+
+/// Whether a head announces a body. A proxy that opens a tunnel announces none, or does so by mistake and sends none.
+fn has_body(head: &str) -> bool {
+    head.lines().filter_map(|line| line.split_once(':')).any(|(name, value)| {
+        name.eq_ignore_ascii_case("transfer-encoding")
+            || name.eq_ignore_ascii_case("content-length") && value.trim() != "0"
+    })
 }
 
 /// The status and its words, where the answer is one of HTTP/1.
@@ -240,6 +251,14 @@ mod tests {
         assert_eq!(tunnel_answer(open), TunnelAnswer::Open);
         assert_eq!(tunnel_answer(b"HTTP/1.0 204\r\n\r\n"), TunnelAnswer::Open);
         assert!(refused(&[open, &b"x"[..]].concat()).contains("more than its answer"));
+        for body in ["Content-Length: 5", "transfer-encoding: chunked"] {
+            let announced = format!("HTTP/1.1 200 OK\r\nvia: x\r\n{body}\r\n\r\n");
+            assert_eq!(tunnel_answer(announced.as_bytes()), TunnelAnswer::Open, "and not sent");
+            let sent = announced + "<html>";
+            assert!(failed(sent.as_bytes()).contains("200 OK with a page of its own"));
+        }
+        let empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nSSH-2.0-x";
+        assert!(refused(empty).contains("more than its answer"), "an endpoint may have said that");
         assert!(
             failed(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").contains("egress.proxy")
         );

@@ -130,6 +130,7 @@ async fn proxy_that_opens_no_tunnel_to_anybody_is_a_want_of_ours_with_its_reason
         (vec![write("SSH-2.0-x\r\n\r\n")], "not HTTP"),
         (vec![write("HTTP/1.1 200 OK\r\nx: "), WriteForever("xxxxxxxx")], "does not end"),
         (vec![write("HTTP/1.1 200 OK\r\n\r\nhello")], "more than its answer"),
+        (vec![write("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nlogin")], "a page of its own"),
         (vec![write("HTTP/1.1 2"), Close], "closed the connection"),
         (vec![write("HTTP/1.1 200 OK\r\nx: "), Drip], "has not answered within 350ms"),
         (vec![], "has not answered within 350ms"),
@@ -273,6 +274,17 @@ async fn endpoint_that_the_proxy_reaches_gets_its_tunnel_at_once_beside_dead_one
     assert_eq!(answer(&transport, &endpoint.url()).await.status, 200);
     assert_eq!(transport.proxy_trouble(), None);
     refusal(&transport, "http://127.0.0.2:9/", FailureKind::Connect).await;
+}
+
+#[tokio::test]
+async fn proxy_that_answers_with_a_page_is_to_blame_though_one_host_alone_is_asked_for() {
+    let (proxy, endpoint) = (TunnelServer::start().await, Server::start([Read, ok()]).await);
+    let transport = Transport::new(&requests(), &through(proxy.addr), MEMORY).unwrap();
+    open_for([1], &transport, &endpoint).await;
+    proxy.answers(|_| Some("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nlogin"));
+    let detail = refusal(&transport, "http://127.0.0.1:9/", FailureKind::Proxy).await;
+    assert!(detail.contains("wants a log-in first"), "{detail}");
+    assert!(transport.proxy_trouble().is_some());
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! How soon a standby delivers when the leader is killed, again and again.
+//! How soon others deliver when the leader is killed, again and again, or asked to end.
 //! `WALHOOK_TEST_KILLS=20 cargo nextest run --no-capture takeover::` measures more of them.
 
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 use walhook_process::clock::unix_us;
+use walhook_testkit::receiver::Stats;
 
 use crate::kills::{from_env, until_slot_left, until_standing_by, walsender_of};
 use crate::support::traffic::{self, Traffic};
@@ -69,4 +70,31 @@ async fn case_25_standby_delivers_soon_after_the_slot_of_a_killed_leader_is_free
     println!("{takeovers} takeovers, slot free to first request: median {median:?}, max {most:?}");
     assert!(most < SOON, "{took:?}");
     assert!(leader.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_is_asked_to_end_serves_others_while_an_endpoint_hangs() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "?delay=6s").await?;
+    world.hook(2, 2, "").await?;
+    let mut leader = world.run().await?;
+    world.subscribe(1, 1).await?;
+    // Nobody can know yet that it hangs.
+    world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
+    leader.signal("TERM")?;
+    for id in 2..=4 {
+        world.subscribe(id, 2).await?;
+        let all =
+            |stats: &Stats| stats.by_path.get("/2").is_some_and(|n| *n + 1 >= id.unsigned_abs());
+        world.mock.wait_until("a delivery while another is slow", PATIENCE, all).await?;
+    }
+    ensure!(leader.has_ended()?.is_none(), "it did not wait for what is in flight");
+    ensure!(world.mock.stats().in_flight == 1, "{:?}", world.mock.stats());
+    ensure!(leader.ended().await?.success());
+
+    let _next = world.run().await?;
+    world.subscribe(5, 2).await?;
+    world.delivered(5).await?;
+    ensure!(world.mock.stats().duplicates == 0, "{:?}", world.mock.stats());
+    Ok(())
 }

@@ -42,6 +42,9 @@ use walhook_http::sender::Sender;
 use walhook_process::clock::{Clock, unix_us};
 use walhook_process::failpoint::Failpoint;
 
+/// How much longer than the longest request the end may take: what is settled is stored.
+const STORE_GRACE: Duration = Duration::from_secs(5);
+
 /// Outcomes taken at once before anything else has its turn.
 const OUTCOMES_AT_ONCE: usize = 256;
 
@@ -72,8 +75,8 @@ pub(super) struct Tools {
     pub(super) sender: Sender,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
-    /// How long requests in flight may take to end after a shutdown began.
-    pub(super) grace: Duration,
+    /// How long one request takes at most.
+    pub(super) timeout: Duration,
     /// Who sends beside the leader, with `[workers]`.
     pub(super) workers: Option<LeaderWorkers>,
     /// Requests that may be in flight at once, until the fleet says otherwise.
@@ -88,33 +91,54 @@ pub(super) struct Tools {
     pub(super) tell: Teller,
 }
 
-/// Drives the dispatcher until `drain` (end what is in flight, store what is settled, at most for the
-/// grace) or `abort` (leave everything: another leads).
+/// What tells the task to end.
+pub(super) struct Ends {
+    /// End what takes long, then what is in flight, and store what is settled.
+    pub(super) shutdown: CancellationToken,
+    /// Given by the task in a shutdown, once nothing new may begin.
+    pub(super) drain: CancellationToken,
+    /// Leave everything: another leads.
+    pub(super) abort: CancellationToken,
+}
+
+/// Drives the dispatcher until it is to end.
+///
+/// A shutdown has two parts, since nobody is sent anything from the moment on at which nothing new may begin until the
+/// next leader leads. In the first, what takes long ends, while all that is quick goes on: an account whose endpoint
+/// hangs stops nobody. In the second all that is in flight ends.
 ///
 /// Correctness does not depend on how it ends: what is not stored is sent again.
 pub(super) async fn dispatch(
     dispatcher: Dispatcher,
     mut channels: Channels,
     tools: Tools,
-    drain: CancellationToken,
-    abort: CancellationToken,
+    Ends { shutdown, drain, abort }: Ends,
 ) {
-    let clock = tools.clock;
+    let (clock, timeout) = (tools.clock, tools.timeout);
     let mut driver = Driver::new(dispatcher, tools);
-    let mut give_up_at: Option<Instant> = None;
+    // When a shutdown stops all that is new, and when it gives up what has not ended.
+    let (mut drain_at, mut give_up_at): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
         let now = driver.carry_out_all(&channels);
+        if drain_at.is_some_and(|at| driver.dispatcher.is_wound_down() || Instant::now() >= at) {
+            drain_at = None;
+            drain.cancel();
+            driver.stop();
+            continue;
+        }
         driver.find_on();
         let dispatcher = &driver.dispatcher;
         let fleet_due = driver.tools.workers.as_ref().map(LeaderWorkers::deadline);
-        if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
+        if drain.is_cancelled()
+            && give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at)
+        {
             driver.say_what_is_left();
             return;
         }
         let due = dispatcher.deadline().into_iter().chain(fleet_due).min();
         let due = due.map(|due| clock.instant(due.max(now)));
         let at_once = (driver.fleet_was_heard || driver.find.is_some()).then(Instant::now);
-        let wakes = [Some(driver.next_gauges), due, give_up_at, at_once];
+        let wakes = [Some(driver.next_gauges), due, drain_at, give_up_at, at_once];
         let wake = wakes.into_iter().flatten().min().unwrap_or_else(Instant::now);
         let (takes_items, takes_replays) = (dispatcher.wants_input(), dispatcher.wants_replay());
         let plays = dispatcher.wants_plays();
@@ -124,9 +148,10 @@ pub(super) async fn dispatch(
             // First what ends things, then what frees room, then what takes it.
             biased;
             () = abort.cancelled() => return,
-            () = drain.cancelled(), if give_up_at.is_none() => {
-                give_up_at = Some(Instant::now() + driver.tools.grace);
-                driver.stop();
+            () = shutdown.cancelled(), if give_up_at.is_none() => {
+                let at = Instant::now() + timeout;
+                (drain_at, give_up_at) = (Some(at), Some(at + STORE_GRACE));
+                driver.handle(Input::WindDown);
             }
             // What follows from rows that somebody removes is heard after what they are.
             Some(persisted) = channels.persisted.recv() => {

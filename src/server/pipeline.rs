@@ -19,7 +19,6 @@
 //! window and its slot. Every task tells what fails to [`super::health`], which the admin server shows in any role.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -71,9 +70,6 @@ const BATCHES: usize = 8;
 
 /// Dead letters on their way from the state database to the dispatcher.
 const RETRIES: usize = 64;
-
-/// Beyond the longest request: for storing the last outcomes.
-const STORE_GRACE: Duration = Duration::from_secs(5);
 
 /// By whom attempts are made.
 pub(super) struct Ways {
@@ -155,9 +151,10 @@ pub(super) async fn lead(
     let (settings, seed) = (settings(config)?, rand::random());
     let recorded = recording.and_then(|to| to.tape().begin(&settings, &start, seed));
     let dispatcher = Dispatcher::new(settings, start, SmallRng::seed_from_u64(seed));
-    let mut tasks = Tasks::new(shutdown, tell.clone());
+    let mut tasks = Tasks::new(tell.clone());
     let workers = leading.workers(&mut tasks, &ways, (epoch, clock), before).await?;
-    leading.dispatch(&mut tasks, dispatcher, channels, clock, (recorded, workers));
+    let clocks = (clock, shutdown.clone());
+    leading.dispatch(&mut tasks, dispatcher, channels, clocks, (recorded, workers));
     let abort = tasks.abort.clone();
     tasks.spawn("checkpoint", watch_checkpoint(tell.clone(), abort.clone()));
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
@@ -241,7 +238,7 @@ impl Leading {
         tasks: &mut Tasks,
         dispatcher: Dispatcher,
         channels: dispatch::Channels,
-        clock: Clock,
+        (clock, shutdown): (Clock, CancellationToken),
         (recorded, workers): (Option<Recorded>, Option<LeaderWorkers>),
     ) {
         let (fast, slow) = slots(&self.config.scheduler);
@@ -249,7 +246,7 @@ impl Leading {
             sender: self.sender.clone(),
             metrics: Arc::clone(&self.metrics),
             clock,
-            grace: self.config.delivery.timeout + STORE_GRACE,
+            timeout: self.config.delivery.timeout,
             workers,
             slots: fast.saturating_add(slow),
             recorded,
@@ -258,8 +255,9 @@ impl Leading {
             tell: self.tell.clone(),
         };
         let (drain, abort) = (tasks.drain.clone(), tasks.abort.clone());
+        let ends = dispatch::Ends { shutdown, drain, abort: abort.clone() };
         tasks.spawn("dispatcher", async move {
-            dispatch::dispatch(dispatcher, channels, tools, drain, abort.clone()).await;
+            dispatch::dispatch(dispatcher, channels, tools, ends).await;
             abort.cancel();
             Ok(())
         });

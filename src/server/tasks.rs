@@ -1,7 +1,8 @@
 //! How the tasks of a leader are started, stopped, begun again and joined: all of them by [`Tasks`].
 //!
 //! Two tokens stop them. `drain` lets the dispatcher end what is in flight: with it, what would bring it new
-//! work stops. `abort` stops all else, once the dispatcher has ended or something has failed.
+//! work stops. The dispatcher gives it, a while after a shutdown has begun. `abort` stops all else, once the
+//! dispatcher has ended or something has failed.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,7 +20,7 @@ use super::trouble::Part;
 /// What stops a task, where it does not see to that itself. Whatever it is, `abort` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// The shutdown's beginning.
+    /// The moment from which a shutdown lets nothing new begin.
     Drain,
     /// The dispatcher's end, or a failure.
     Abort,
@@ -51,9 +52,9 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    /// None runs yet. `shutdown` drains.
-    pub(super) fn new(shutdown: &CancellationToken, tell: Teller) -> Self {
-        let (drain, abort) = (shutdown.child_token(), CancellationToken::new());
+    /// None runs yet.
+    pub(super) fn new(tell: Teller) -> Self {
+        let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
         Self { running: JoinSet::new(), names: HashMap::new(), tell, drain, abort }
     }
 
@@ -125,10 +126,9 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use walhook_core::halt::Halt;
 
-    fn tasks() -> (Tasks, CancellationToken, Teller) {
+    fn tasks() -> (Tasks, Teller) {
         let (tell, _) = Teller::new("p");
-        let shutdown = CancellationToken::new();
-        (Tasks::new(&shutdown, tell.clone()), shutdown, tell)
+        (Tasks::new(tell.clone()), tell)
     }
 
     /// Fails some times, then stops the pipeline or works for ever.
@@ -153,8 +153,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_fails_is_told_of_and_begun_again_until_the_shutdown() {
-        let (mut tasks, shutdown, tell) = tasks();
+    async fn work_that_fails_is_told_of_and_begun_again_until_the_drain() {
+        let (mut tasks, tell) = tasks();
+        let drain = tasks.drain.clone();
         let times = Arc::new(AtomicU32::new(0));
         tasks.keep(Fails { times: Arc::clone(&times), stops: false });
         while times.load(Ordering::Relaxed) < 4 {
@@ -166,19 +167,19 @@ mod tests {
             (told[0].part.as_str(), told[0].error.as_str()),
             ("jobs", "no answer within 7s")
         );
-        shutdown.cancel();
+        drain.cancel();
         tasks.join().await.unwrap();
     }
 
     #[tokio::test]
     async fn work_that_cannot_go_on_ends_every_task_with_its_reason() {
-        let (mut tasks, _shutdown, _) = tasks();
+        let (mut tasks, _) = tasks();
         let abort = tasks.abort.clone();
         tasks.spawn("waits", async move {
             abort.cancelled().await;
             Err(Stop::Halted(Halt::RuleBroken("what follows".to_owned())))
         });
-        // No shutdown has begun, and it works well: it is to stop all the same.
+        // Nothing drains, and it works well: it is to stop all the same.
         tasks.keep(Fails { times: Arc::new(AtomicU32::new(3)), stops: false });
         tasks.keep(Fails { times: Arc::default(), stops: true });
         let ended = tasks.join().await;
@@ -187,7 +188,7 @@ mod tests {
 
     #[tokio::test]
     async fn task_that_panics_is_named_and_ends_the_pipeline() {
-        let (mut tasks, _shutdown, _) = tasks();
+        let (mut tasks, _) = tasks();
         let abort = tasks.abort.clone();
         tasks.spawn("waits", async move {
             abort.cancelled().await;

@@ -58,6 +58,7 @@ kinds_of!(INPUTS, fn input(&Input) {
     Input::Command(_) => "command",
     Input::Retry(_) => "retry",
     Input::Replay(_) => "replay",
+    Input::WindDown => "wind-down",
     Input::Stop => "stop",
 });
 
@@ -274,6 +275,7 @@ impl Counts {
             | Input::StateSize(_)
             | Input::ConnectionBytes(_)
             | Input::Retry(_)
+            | Input::WindDown
             | Input::Stop => {}
         }
     }

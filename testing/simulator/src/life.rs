@@ -91,6 +91,8 @@ pub(crate) struct Life {
     pub(crate) reads: bool,
     /// Another one has taken the lease.
     pub(crate) stale: bool,
+    /// It was asked to end, and begins nothing long any more.
+    pub(crate) winds_down: bool,
     pub(crate) stopping: bool,
     pub(crate) halting: Option<Halt>,
     /// The commit LSN of the transaction that could not be read.
@@ -145,6 +147,7 @@ impl Life {
             unstored: 0,
             reads: false,
             stale: false,
+            winds_down: false,
             stopping: false,
             halting: None,
             unreadable: None,

@@ -79,6 +79,10 @@ pub enum Input {
     Retry(Box<Retry>),
     /// What is told of replays. Only while [`Dispatcher::wants_replay`] says yes.
     Replay(Box<ReplayInput>),
+    /// The end is near: nothing is begun any more that is expected to hold a slot for long, all else goes on until
+    /// [`Input::Stop`]. Whoever stops only once [`Dispatcher::is_wound_down`] says so has little left to wait for then,
+    /// so that nobody waits for another account's slow endpoint.
+    WindDown,
     /// Nothing more is to be sent: what is in flight may end, and what is settled may be stored.
     Stop,
 }
@@ -169,6 +173,16 @@ enum Turn {
     Reports,
 }
 
+/// How far the end is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Runs,
+    /// Since then.
+    WindsDown(Tick),
+    Stops,
+}
+
 /// What of the door outlasts a call.
 #[derive(Debug, Default)]
 pub(super) struct Door {
@@ -177,7 +191,7 @@ pub(super) struct Door {
     left: VecDeque<Effect>,
     /// The last moment that was told.
     now: Tick,
-    stopping: bool,
+    phase: Phase,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC.
     unix_us_at_zero: i64,
     /// What is told beside effects.
@@ -202,7 +216,15 @@ impl Door {
 
     /// Whether nothing more is to be sent.
     pub(super) fn is_stopping(&self) -> bool {
-        self.stopping
+        self.phase == Phase::Stops
+    }
+
+    /// Since when only what is quick is still to be sent.
+    pub(super) fn winds_down_since(&self) -> Option<Tick> {
+        match self.phase {
+            Phase::WindsDown(since) => Some(since),
+            Phase::Runs | Phase::Stops => None,
+        }
     }
 
     fn enter(&mut self, now: Tick) {
@@ -255,7 +277,9 @@ impl Dispatcher {
             Input::Command(command) => _ = self.handle_operator(*command, now),
             Input::Retry(retry) => self.handle_retry(*retry, now),
             Input::Replay(replay) => self.handle_replay(*replay, now),
-            Input::Stop => self.door.stopping = true,
+            Input::WindDown if self.door.phase != Phase::Runs => {}
+            Input::WindDown => self.door.phase = Phase::WindsDown(now),
+            Input::Stop => self.door.phase = Phase::Stops,
         }
     }
 

@@ -229,6 +229,13 @@ impl Dispatcher {
         !self.door.is_stopping() && self.memory.takes_plays(self.committed_bytes())
     }
 
+    /// After [`Input::WindDown`]: whether all that was in flight then has ended, and nothing that is takes long.
+    #[must_use]
+    pub fn is_wound_down(&self) -> bool {
+        let since = self.door.winds_down_since();
+        since.is_some_and(|since| self.sending.has_only_quick_since(since))
+    }
+
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
     #[must_use]
     pub fn is_drained(&self) -> bool {

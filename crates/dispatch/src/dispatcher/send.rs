@@ -83,7 +83,9 @@ impl Dispatcher {
         next: impl Fn(&mut Sending, Pool) -> Option<LaneId>,
         now: Tick,
     ) -> Option<Dispatch> {
-        for pool in Pool::ALL {
+        let quick_alone = self.door.winds_down_since().is_some();
+        let pools = Pool::ALL.into_iter().filter(|pool| !quick_alone || *pool == Pool::Fast);
+        for pool in pools {
             while let Some(lane) = next(&mut self.sending, pool) {
                 if let Some(dispatch) = self.poll_lane(lane, pool, now) {
                     return Some(dispatch);

@@ -390,6 +390,12 @@ impl Sending {
         self.in_flight.len()
     }
 
+    /// Whether each request in flight began at that moment or later, and holds a fast slot.
+    pub(super) fn has_only_quick_since(&self, since: Tick) -> bool {
+        let is_quick = |it: &Request| it.started >= since && it.charge.pool() == Pool::Fast;
+        self.in_flight.values().all(is_quick)
+    }
+
     /// Requests that hold a slot of the pool.
     pub(super) fn in_pool(&self, pool: Pool) -> u32 {
         self.scheduler.in_flight(pool)

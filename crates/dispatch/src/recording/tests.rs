@@ -186,6 +186,7 @@ fn inputs() -> Vec<Input> {
             endpoint,
         }))),
         Input::Replay(Box::new(ReplayInput::End(ReplayId(9)))),
+        Input::WindDown,
         Input::Stop,
     ]
 }
@@ -208,6 +209,7 @@ fn kind(input: &Input) -> u32 {
         Input::Unsent(_) => 12,
         Input::Slots { .. } => 13,
         Input::Doubt { .. } => 14,
+        Input::WindDown => 15,
     }
 }
 

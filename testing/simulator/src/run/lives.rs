@@ -76,22 +76,28 @@ impl Run {
         self.begin_life();
     }
 
-    /// It ends as it is asked to: what is in flight ends first, and is stored.
+    /// It ends as it is asked to: what takes long ends first, then what is in flight, and is stored.
     pub(crate) fn shut_down(&mut self) {
         let Some(life) = self.leader() else { return };
         let number = life.number;
-        life.stopping = true;
+        life.winds_down = true;
         self.counts.fault(Fault::Shutdown);
-        self.hand(number, Input::Stop);
+        self.hand(number, Input::WindDown);
         self.after(EXPIRES, Happens::Expires(number));
         self.poll(number);
     }
 
-    /// One that is to stop ends when it is drained.
+    /// One that is to end stops once what takes long has ended, and ends when it is drained.
     pub(crate) fn end_if_drained(&mut self, number: usize) {
-        let life = self.life(number);
-        if life.is_some_and(|life| life.stopping && life.dispatcher.is_drained()) {
-            self.expire(number);
+        let Some(life) = self.life(number) else { return };
+        if life.stopping {
+            if life.dispatcher.is_drained() {
+                self.expire(number);
+            }
+        } else if life.winds_down && life.dispatcher.is_wound_down() {
+            life.stopping = true;
+            self.hand(number, Input::Stop);
+            self.poll(number);
         }
     }
 

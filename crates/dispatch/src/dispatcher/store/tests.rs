@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::dispatcher::outbox::FULL;
 use crate::dispatcher::rig::{Rig, settings};
-use crate::dispatcher::{Input, OperatorInput};
+use crate::dispatcher::{Dispatch, Input, OperatorInput};
+use walhook_core::attempt::DeliveryId;
 use walhook_core::event::EndpointId;
 use walhook_core::id::JobId;
 use walhook_core::persist::Persisted;
@@ -96,5 +97,35 @@ fn rows_do_not_wait_when_everything_ends() {
     assert!(!rig.dispatcher.is_drained());
     rig.store();
     assert_eq!(batches(&rig), [1]);
+    assert!(rig.dispatcher.is_drained());
+}
+
+#[test]
+fn what_takes_long_is_not_begun_when_the_end_is_near_and_all_else_goes_on() {
+    let mut rig = Rig::new(settings());
+    let sent = |rig: &mut Rig| -> Vec<(String, DeliveryId)> {
+        let of = |it: &Dispatch| (it.attempt.endpoint.id.to_string(), it.attempt.first().id);
+        rig.send().iter().map(of).collect()
+    };
+    for account in ["7", "8"] {
+        rig.commit(account);
+    }
+    let hang = sent(&mut rig);
+    assert_eq!(hang.len(), 2);
+    rig.wait(Duration::from_secs(2));
+    assert!(sent(&mut rig).is_empty());
+    rig.answer(hang[0].1, 204);
+    rig.dispatcher.handle(rig.now, Input::WindDown);
+    assert!(!rig.dispatcher.is_wound_down(), "one hangs still");
+    rig.commit("7");
+    rig.commit("9");
+    let quick = sent(&mut rig);
+    assert_eq!(quick.len(), 1, "{quick:?}");
+    assert_eq!(quick[0].0, "9");
+    rig.answer(hang[1].1, 204);
+    assert!(rig.dispatcher.is_wound_down(), "what is quick is not waited for");
+    rig.dispatcher.handle(rig.now, Input::Stop);
+    rig.answer(quick[0].1, 204);
+    rig.store();
     assert!(rig.dispatcher.is_drained());
 }

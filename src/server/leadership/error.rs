@@ -203,7 +203,9 @@ impl OpenError {
     pub(super) fn beside_a_leader(self) -> Self {
         match self {
             Self::Stop(Stop::Halted(halt)) => Self::refused(StartError::Halt(halt)),
-            other => other,
+            other @ (Self::SlotInUse | Self::Passing(_) | Self::Refused { .. } | Self::Stop(_)) => {
+                other
+            }
         }
     }
 }

@@ -209,15 +209,17 @@ async fn slot_of_a_second_pipeline_beside_an_older_one_has_nothing_to_complain_o
     let setup = world.walhook(&["setup", "--new-pipeline", "--admin-url", &admin]).await?;
     ensure!(setup.status.success(), "{}", text(&setup.stderr));
     // The first one does not run.
-    let is_content = async || {
-        let found = complaints(&world).await?;
-        ensure!(found.len() == 1 && found[0].starts_with("warn  pipelines: "), "{found:?}");
-        Ok(())
-    };
-    is_content().await?;
+    expect_only_the_other_pipeline(&world).await?;
     let running = world.run().await?;
-    is_content().await?;
+    expect_only_the_other_pipeline(&world).await?;
     ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+/// `check` complains of nothing but a pipeline beside ours.
+async fn expect_only_the_other_pipeline(world: &World) -> Result<()> {
+    let found = complaints(world).await?;
+    ensure!(found.len() == 1 && found[0].starts_with("warn  pipelines: "), "{found:?}");
     Ok(())
 }
 

@@ -36,6 +36,9 @@ pub(super) async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'stati
         }
     });
     step!(done, store, discard_deferred, Few, async {
+        store.discard_deferred(Some(JobId(1)), &named, &begin, Some(1)).await.map(drop)
+    });
+    step!(done, store, commit, Few, async {
         match store.discard_deferred(Some(JobId(1)), &named, &begin, Some(1)).await? {
             Some(gone) => gone.commit().await.map(Some),
             None => Ok(None),

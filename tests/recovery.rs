@@ -160,7 +160,7 @@ async fn slot_that_is_lost_or_gone_or_recreated_is_recovered_from_with_a_gap() -
     ensure!(text(&again.stderr).contains("no open gap 1"), "{}", text(&again.stderr));
     ensure!(open_gaps(&world).await? == "2");
     let all = text(&world.walhook(&["gaps", "list", "--all"]).await?.stdout);
-    ensure!(all.contains("note: sent by hand") && all.contains("is lost"), "{all}");
+    ensure!(all.contains("note: sent by hand") && all.contains("was lost"), "{all}");
     let status = text(&world.walhook(&["status"]).await?.stdout);
     ensure!(!status.contains("\"walhook\" is lost"), "{status}");
     Ok(())

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::script::statements;
 
 use crate::support::{PATIENCE, RULES, SCHEMA, World, text};
 
@@ -39,8 +40,8 @@ async fn connect(world: &World, role: &str) -> Result<Connection> {
 
 async fn run_statements(client: &Connection, script: &str) -> Result<()> {
     // A slot cannot be created in a transaction that has written, so one statement at a time.
-    for statement in script.split(";\n") {
-        client.batch_execute(statement).await.with_context(|| statement.to_owned())?;
+    for statement in statements(script) {
+        client.batch_execute(&statement).await.with_context(|| statement.clone())?;
     }
     Ok(())
 }

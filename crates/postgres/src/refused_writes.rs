@@ -95,10 +95,10 @@ BEGIN
              ELSE 'no replica identity' END OPERATOR(pg_catalog.||) ')', ', ')
     INTO refused FROM ({sql}) AS written (oid, problem, virtual) WHERE written.problem IS NOT NULL;
     IF refused IS NOT NULL THEN
-        RAISE EXCEPTION 'your own UPDATE and DELETE would fail, were it published: %', refused
-        USING HINT = 'Give a table without identity a primary key that is not deferrable, or ALTER TABLE ... '
-            'REPLICA IDENTITY FULL; one with a virtual generated column a primary key and REPLICA IDENTITY '
-            'DEFAULT; for another generated column see publish_generated_columns. Then run this again.';
+        RAISE EXCEPTION 'your own UPDATE and DELETE would fail, were it published: %. Give a table without \
+identity a primary key that is not deferrable, or ALTER TABLE ... REPLICA IDENTITY FULL; one with a virtual generated \
+column a primary key and REPLICA IDENTITY DEFAULT; for another generated column see publish_generated_columns. Then run \
+this again', refused;
     END IF;
 END
 $walhook$"

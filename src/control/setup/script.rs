@@ -134,8 +134,6 @@ pub(super) fn whole(
     role: &str,
     source: &Conninfo,
 ) -> Result<String, TableNameError> {
-    /// Makes of the server's signed 64-bit integer the unsigned one that it stands for.
-    const UNSIGNED: &str = "18446744073709551616";
     let published = published(config)?;
     let slot = quote_literal(&config.source.slot);
     let mut script = Script(String::new());
@@ -199,30 +197,7 @@ FROM pg_catalog.pg_publication WHERE pubname {EQ} {}",
         script.comment("The first checkpoint, in the state database: `walhook setup` writes it.");
         return Ok(script.0);
     }
-    let schema = quote_ident(&config.state.schema);
-    script.comment("The first checkpoint: where the slot begins.");
-    script.statement(&format!(
-        "INSERT INTO {schema}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
-SELECT {slot}, {SCHEMA_VERSION},
-       (system_identifier::numeric {PLUS} {UNSIGNED}) OPERATOR(pg_catalog.%) {UNSIGNED},
-       {TIMELINE}, {}, pg_catalog.current_database()
-FROM pg_catalog.pg_control_system()
-ON CONFLICT (pipeline) DO UPDATE SET schema_version = excluded.schema_version
-    WHERE meta.schema_version OPERATOR(pg_catalog.<) excluded.schema_version",
-        quote_literal(&hosts(source)),
-    ));
-    script.statement(&format!(
-        "INSERT INTO {schema}.lease (pipeline, partition, epoch)
-VALUES ({slot}, {}, 0) ON CONFLICT DO NOTHING",
-        Partition::SOLE
-    ));
-    script.statement(&format!(
-        "INSERT INTO {schema}.checkpoint (pipeline, partition, frontier)
-SELECT slot_name, {}, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
-    WHERE slot_name {EQ} {slot}
-ON CONFLICT DO NOTHING",
-        Partition::SOLE
-    ));
+    script.first_checkpoint(config, source);
     Ok(script.0)
 }
 
@@ -236,5 +211,36 @@ impl Script {
     fn statement(&mut self, sql: &str) {
         self.0.push_str(sql);
         self.0.push_str(";\n");
+    }
+
+    /// Where the slot begins, in the database that has the state too.
+    fn first_checkpoint(&mut self, config: &Config, source: &Conninfo) {
+        /// Makes of the server's signed 64-bit integer the unsigned one that it stands for.
+        const UNSIGNED: &str = "18446744073709551616";
+        let slot = quote_literal(&config.source.slot);
+        let schema = quote_ident(&config.state.schema);
+        self.comment("The first checkpoint: where the slot begins.");
+        self.statement(&format!(
+            "INSERT INTO {schema}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
+SELECT {slot}, {SCHEMA_VERSION},
+       (system_identifier::numeric {PLUS} {UNSIGNED}) OPERATOR(pg_catalog.%) {UNSIGNED},
+       {TIMELINE}, {}, pg_catalog.current_database()
+FROM pg_catalog.pg_control_system()
+ON CONFLICT (pipeline) DO UPDATE SET schema_version = excluded.schema_version
+    WHERE meta.schema_version OPERATOR(pg_catalog.<) excluded.schema_version",
+            quote_literal(&hosts(source)),
+        ));
+        self.statement(&format!(
+            "INSERT INTO {schema}.lease (pipeline, partition, epoch)
+VALUES ({slot}, {}, 0) ON CONFLICT DO NOTHING",
+            Partition::SOLE
+        ));
+        self.statement(&format!(
+            "INSERT INTO {schema}.checkpoint (pipeline, partition, frontier)
+SELECT slot_name, {}, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
+    WHERE slot_name {EQ} {slot}
+ON CONFLICT DO NOTHING",
+            Partition::SOLE
+        ));
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::control::fixture::Fixture;
+use walhook_testkit::script::statements;
 
 const SOON: Duration = Duration::from_millis(1);
 
@@ -334,18 +335,6 @@ async fn printed_script_sets_up_the_same() {
     assert_eq!(run().await, Vec::<String>::new());
     assert_eq!(fixture.text(made).await, "1 1");
     assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
-}
-
-/// The statements of a script, as psql parts them.
-fn statements(script: &str) -> Vec<String> {
-    let mut statements: Vec<String> = Vec::new();
-    for part in script.split_inclusive(";\n") {
-        match statements.last_mut() {
-            Some(open) if open.matches("$walhook$").count() % 2 == 1 => open.push_str(part),
-            _ => statements.push(part.to_owned()),
-        }
-    }
-    statements
 }
 
 const SLOT: &str = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')";

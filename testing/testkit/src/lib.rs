@@ -14,6 +14,7 @@ pub mod program;
 pub mod proxy;
 pub mod receiver;
 pub mod scratch;
+pub mod script;
 pub mod session;
 pub mod sign;
 pub mod stored;

@@ -51,7 +51,7 @@ impl Dispatcher {
             history: Vec::new(),
             replay: None,
         };
-        self.outbox.die(Dying { letter, body: Body::Unroutable { txn, held } });
+        self.outbox.die(Dying { letter, body: Body::Unroutable { txn, held } }, false);
     }
 
     /// A delivery ends without success.
@@ -72,16 +72,15 @@ impl Dispatcher {
             replay: pending.row_key().replay,
         };
         let (key, origin) = (pending.row_key(), pending.origin);
-        let body = match origin {
+        let (attempted, body) = match origin {
             Origin::Stream { txn, ordinal } => {
-                in_memory.die(delivery);
-                Body::Delivery { txn, ordinal, queue, id: delivery }
+                (in_memory.die(delivery), Body::Delivery { txn, ordinal, queue, id: delivery })
             }
             Origin::Deferred { insertion, .. } => {
-                in_memory.die(delivery);
+                let attempted = in_memory.die(delivery);
                 let id = self.queues.id(queue).clone();
                 let row = RowId { queue: id, key, event: letter.event.id };
-                Body::Row { row, insertion, queue, id: delivery }
+                (attempted, Body::Row { row, insertion, queue, id: delivery })
             }
             Origin::Retry { dead_letter, job } => {
                 self.log_dead(&letter, origin.asked(), now);
@@ -97,7 +96,7 @@ impl Dispatcher {
             }
         };
         self.door.reports.died();
-        self.outbox.die(Dying { letter, body });
+        self.outbox.die(Dying { letter, body }, attempted);
     }
 
     /// A delivery ends with a 2xx, or because its endpoint was removed.

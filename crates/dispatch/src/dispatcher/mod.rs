@@ -49,11 +49,13 @@
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent. The last sixteenth is for
 //!   accounts with nothing in flight and little that waits.
+//! - What dies without having been sent is no outcome: see the module `letters`.
 //! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters of the
 //!   limit the account that holds most gives way: see the module `relief`. Near the limit
 //!   [`Dispatcher::wants_input`] says no, until what is deferred is stored: the stream waits for the state
 //!   database, never for an endpoint.
 
+mod batch_size;
 mod changes;
 mod circuit_breaker;
 mod classes;
@@ -71,6 +73,7 @@ mod frontier_limit;
 mod input;
 mod joining;
 mod journal;
+mod letters;
 mod memory;
 mod memory_budget;
 mod operator;
@@ -107,6 +110,7 @@ mod suspend;
 mod suspensions;
 #[cfg(test)]
 mod tables;
+mod turns;
 mod unrouted;
 mod unseen;
 mod waiting;

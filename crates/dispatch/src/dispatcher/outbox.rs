@@ -1,10 +1,13 @@
 //! What is to be made durable: collected between state transactions, handed out one at a time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::lane::{Insertion, LEAVING_BYTES};
+pub(super) use super::batch_size::ROWS_BYTES;
+use super::batch_size::{BatchSize, Taken};
+use super::letters::Letters;
 pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, LeavingRows, RowChange};
 use super::queues::QueueNo;
 use super::{PERSIST_SLOW, UNPERSISTED_MAX};
@@ -30,20 +33,6 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// Progress alone that waits no longer: half a segment of WAL. Another database of the cluster may
 /// write hundreds of megabytes in ten seconds, and the slot would keep them all.
 const PROGRESS_BYTES: u64 = 8 << 20;
-
-/// Dead letters in one state transaction: bounds its size and its time.
-const DEAD_LETTERS_MAX: usize = 1_000;
-
-/// Rows inserted in one state transaction at most, and at least where it has been slow: sending stops
-/// while one takes longer than [`PERSIST_SLOW`].
-const ROWS_MAX: usize = 5_000;
-const ROWS_MIN: usize = 100;
-
-/// Bytes of events in one state transaction, but one event at least.
-pub(super) const ROWS_BYTES: usize = 8 << 20;
-
-/// A state transaction that takes longer makes the next one smaller.
-const ROWS_SLOW: Duration = Duration::from_millis(300);
 
 /// Of the outcomes that may not be durable so many are kept for idle accounts: a flood settles thousands while one state
 /// transaction takes its time, and would leave none to others.
@@ -79,8 +68,9 @@ pub(super) struct Outbox {
     touched: bool,
     /// Something of ours came, or was settled, since. It is worth a batch once the frontier has moved.
     moved: bool,
+    /// Outcomes that came, and are in no batch; those of letters that wait among them.
     outcomes: usize,
-    dying: VecDeque<Dying>,
+    letters: Letters,
     /// Rows to be inserted, in the order of their numbers.
     leaving: LeavingRows,
     /// What they, and those in the batch under way, hold in memory.
@@ -88,7 +78,9 @@ pub(super) struct Outbox {
     /// How many rows have been in `leaving` so far, and in a batch.
     insertions: Insertion,
     handed_out: Insertion,
-    rows_max: usize,
+    size: BatchSize,
+    /// What the batch that begins has taken.
+    taken: Taken,
     /// Rows to be changed, with the number of the insertion that must come first.
     changes: BTreeMap<RowId, (Option<Insertion>, RowChange)>,
     /// Queues of which the table `backlog` is outdated.
@@ -110,6 +102,7 @@ struct UnderWay {
     started: Tick,
     frontier: Lsn,
     outcomes: usize,
+    taken: Taken,
     parts: Parts,
 }
 
@@ -136,12 +129,13 @@ impl Outbox {
             touched: false,
             moved: false,
             outcomes: 0,
-            dying: VecDeque::new(),
+            letters: Letters::default(),
             leaving: LeavingRows::new(),
             leaving_bytes: 0,
             insertions: Insertion::default(),
             handed_out: Insertion::default(),
-            rows_max: ROWS_MAX,
+            size: BatchSize::new(),
+            taken: Taken::default(),
             changes: BTreeMap::new(),
             outdated: Vec::new(),
             retried: Vec::new(),
@@ -201,14 +195,15 @@ impl Outbox {
         self.touched = true;
     }
 
-    /// The delivery keeps its place until its dead letter is stored.
-    pub(super) fn die(&mut self, mut dying: Dying) {
+    /// The delivery keeps its place until its dead letter is stored. `attempted`: an attempt has just ended with it,
+    /// whose outcome was counted.
+    pub(super) fn die(&mut self, mut dying: Dying, attempted: bool) {
         if let Body::Row { row, .. } = &dying.body
             && let Some((_, RowChange::Retime(tried))) = self.changes.remove(row)
         {
             dying.letter.history.splice(0..0, tried.history);
         }
-        self.dying.push_back(dying);
+        self.letters.push(dying, attempted);
         self.touched = true;
     }
 
@@ -260,7 +255,7 @@ impl Outbox {
 
     /// Rows inserted in one state transaction at most, as things are.
     pub(super) fn rows_max(&self) -> usize {
-        self.rows_max
+        self.size.rows()
     }
 
     /// What the rows that are not stored yet hold in memory.
@@ -293,7 +288,7 @@ impl Outbox {
         if under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW) {
             return Some(Behind::All(Cause::State));
         }
-        let unpersisted = self.outcomes + self.dying.len() + under_way.map_or(0, UnderWay::len);
+        let unpersisted = self.outcomes + under_way.map_or(0, |under_way| under_way.outcomes);
         if unpersisted >= UNPERSISTED_MAX {
             return Some(Behind::All(Cause::Unpersisted));
         }
@@ -320,9 +315,9 @@ impl Outbox {
             return None;
         }
         let full = self.outcomes >= UNPERSISTED_MAX - KEPT_FOR_IDLE
-            || self.dying.len() >= DEAD_LETTERS_MAX
-            || self.leaving.len() >= self.rows_max
-            || self.leaving_bytes >= ROWS_BYTES;
+            || self.letters.is_full(&self.size)
+            || self.leaving.len() >= self.size.rows()
+            || self.leaving_bytes >= self.size.bytes();
         let has_work = self.has_work(frontier);
         let wait = if has_work && (full || stopping) {
             Duration::ZERO
@@ -351,29 +346,19 @@ impl Outbox {
         self.batches
     }
 
-    /// The next row to be inserted, where the batch has room for it: it has so many already, of so many bytes,
-    /// to which it is added.
-    pub(super) fn next_leaving(&mut self, rows: usize, bytes: &mut usize) -> Option<Box<Leaving>> {
-        *bytes += self.leaving.front()?.bytes;
-        if rows >= self.rows_max || (*bytes > ROWS_BYTES && rows > 0) {
+    /// The next row to be inserted, where the batch has room for it.
+    pub(super) fn next_leaving(&mut self) -> Option<Box<Leaving>> {
+        let bytes = self.leaving.front()?.bytes;
+        if !self.size.take_row(&mut self.taken, bytes, self.letters.len() > 0) {
             return None;
         }
         self.handed_out.0 += 1;
         self.leaving.pop_front()
     }
 
-    /// The next dead letter, where the batch has room for it: it has so many already. Its row, where it has
-    /// one, was handed out before.
-    pub(super) fn next_dying(&mut self, letters: usize) -> Option<Dying> {
-        let is_inserted = match &self.dying.front()?.body {
-            Body::Row { insertion, .. } => *insertion <= Some(self.handed_out),
-            Body::Unrouted { insertion, .. } => *insertion <= self.handed_out,
-            Body::Unroutable { .. } | Body::Delivery { .. } => true,
-        };
-        if letters >= DEAD_LETTERS_MAX || !is_inserted {
-            return None;
-        }
-        self.dying.pop_front()
+    /// The next dead letter, where the batch has room for it. Its row, where it has one, was handed out before.
+    pub(super) fn next_dying(&mut self) -> Option<Dying> {
+        self.letters.next(self.handed_out, &self.size, &mut self.taken)
     }
 
     /// The changes of rows that were handed out, or stand in the table.
@@ -403,8 +388,11 @@ impl Outbox {
         batch.paused = std::mem::take(&mut self.paused);
         batch.jobs_done = std::mem::take(&mut self.jobs);
         (self.touched, self.moved) = (false, false);
-        let outcomes = std::mem::take(&mut self.outcomes);
-        let under_way = UnderWay { started: now, frontier: batch.frontier, outcomes, parts };
+        // The batch tells of all but those whose letters wait for the next one.
+        let wait = self.letters.attempted();
+        let outcomes = std::mem::replace(&mut self.outcomes, wait) - wait;
+        let taken = std::mem::take(&mut self.taken);
+        let under_way = UnderWay { started: now, frontier: batch.frontier, outcomes, taken, parts };
         assert!(self.under_way.replace(under_way).is_none(), "two state transactions at once");
     }
 
@@ -414,24 +402,14 @@ impl Outbox {
     /// # Panics
     /// None is under way, or the checkpoint would go back.
     pub(super) fn handle_stored(&mut self, purged: u64, now: Tick) -> (Lsn, Duration, Parts) {
-        let Some(UnderWay { started, frontier, parts, .. }) = self.under_way.take() else {
+        let Some(UnderWay { started, frontier, taken, parts, .. }) = self.under_way.take() else {
             panic!("a state transaction is stored that was not handed out")
         };
         assert!(frontier >= self.stored_frontier, "the checkpoint went back");
         (self.stored_frontier, self.last_stored) = (frontier, now);
-        let rows = parts.stored.len() + usize::try_from(purged).unwrap_or(usize::MAX);
         let took = now.since(started);
-        self.adapt(took, rows);
+        self.size.adapt(took, taken, usize::try_from(purged).unwrap_or(usize::MAX));
         (frontier, took, parts)
-    }
-
-    /// Batches become smaller when they take long, and grow again.
-    fn adapt(&mut self, took: Duration, rows: usize) {
-        if took > ROWS_SLOW && rows > 0 {
-            self.rows_max = (rows / 2).max(ROWS_MIN);
-        } else if rows >= self.rows_max {
-            self.rows_max = (self.rows_max * 2).min(ROWS_MAX);
-        }
     }
 
     /// Whether there is more to be stored than the source's progress.
@@ -446,19 +424,13 @@ impl Outbox {
     fn is_urgent(&self) -> bool {
         self.touched
             || self.outcomes > 0
-            || !self.dying.is_empty()
+            || self.letters.len() > 0
             || !self.changes.is_empty()
             || !self.retried.is_empty()
             || !self.disabled.is_empty()
             || !self.enabled.is_empty()
             || !self.paused.is_empty()
             || !self.jobs.is_empty()
-    }
-}
-
-impl UnderWay {
-    fn len(&self) -> usize {
-        self.outcomes + self.parts.dying.len()
     }
 }
 

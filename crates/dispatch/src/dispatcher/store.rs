@@ -56,8 +56,7 @@ impl Dispatcher {
     /// The rows that are to be inserted, as many as fit.
     fn hand_out_rows(&mut self, batch: &mut PersistBatch, now: Tick) -> LeavingRows {
         let mut stored = LeavingRows::new();
-        let mut bytes = 0;
-        while let Some(leaving) = self.outbox.next_leaving(stored.len(), &mut bytes) {
+        while let Some(leaving) = self.outbox.next_leaving() {
             let Some(leaving) = self.unless_cancelled(leaving, now) else { continue };
             let Defer { id, event, .. } = &leaving.row;
             let endpoint = &id.queue.endpoint;
@@ -96,7 +95,7 @@ impl Dispatcher {
 
     fn hand_out_dying(&mut self, batch: &mut PersistBatch, now: Tick) -> Vec<Dying> {
         let mut dying: Vec<Dying> = Vec::new();
-        while let Some(next) = self.outbox.next_dying(dying.len()) {
+        while let Some(next) = self.outbox.next_dying() {
             let letter = next.letter.clone();
             self.log_dead(&letter, None, now);
             self.outbox.notices.add_letter(&letter);

@@ -239,14 +239,17 @@ impl Queue {
         self.rest.was_sent();
     }
 
-    /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed.
-    pub fn die(&mut self, id: DeliveryId) {
-        match std::mem::replace(&mut self.entry_mut(id).stage, Stage::Dying) {
+    /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed. Whether it was in
+    /// flight.
+    pub fn die(&mut self, id: DeliveryId) -> bool {
+        let before = std::mem::replace(&mut self.entry_mut(id).stage, Stage::Dying);
+        match before {
             Stage::InFlight => self.ended(),
             Stage::Ready => _ = self.ready.remove(id),
             Stage::Behind(_) | Stage::BackingOff(..) => {}
             Stage::Dying => panic!("{id:?} dies twice"),
         }
+        before == Stage::InFlight
     }
 
     /// The deliveries that are neither in flight nor dying, oldest first.

@@ -125,8 +125,8 @@ proptest! {
                     if under_way {
                         continue;
                     }
-                    let (mut stored, mut bytes) = (Vec::new(), 0);
-                    while stored.len() < room && let Some(next) = outbox.next_leaving(stored.len(), &mut bytes) {
+                    let mut stored = Vec::new();
+                    while stored.len() < room && let Some(next) = outbox.next_leaving() {
                         let first = rows.iter().position(|row| !row.handed_out).unwrap();
                         prop_assert_eq!(&next.row.id, &row_id(first));
                         rows[first].handed_out = true;

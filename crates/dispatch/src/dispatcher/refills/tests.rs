@@ -1,5 +1,7 @@
 //! Against a naive model: a list of those that stand in line, and since when each account waits for its turn.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use rand::SeedableRng;
 

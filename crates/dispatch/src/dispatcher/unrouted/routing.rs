@@ -187,6 +187,6 @@ impl Dispatcher {
             replay: None,
         };
         let insertion = self.outbox.insertions();
-        self.outbox.die(Dying { letter, body: Body::Unrouted { row, insertion, held } });
+        self.outbox.die(Dying { letter, body: Body::Unrouted { row, insertion, held } }, false);
     }
 }

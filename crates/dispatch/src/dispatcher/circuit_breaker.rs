@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::super::breaker::{AttemptHealth, Breaker};
 use super::super::lane::Origin;
-use super::defer::Exit;
 use super::deferred_queue::DeferredQueue;
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
@@ -92,11 +91,9 @@ impl Dispatcher {
 
     /// Returns for how long nothing is sent.
     fn open_breaker(&mut self, queue: QueueNo, now: Tick) -> Option<Duration> {
-        let in_memory = self.queues.in_use(queue);
-        in_memory.health_mut().forget_failures();
-        let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
+        self.queues.in_use(queue).health_mut().forget_failures();
         let until = self.queues.deferred_or_new(queue).open_breaker(now, &mut self.rng);
-        self.leave(queue, &idle, Exit::Other(DeferReason::Breaker), now);
+        self.clear(queue, now);
         // Without a row there is no probe: what comes next is one.
         self.queues.deferred(queue)?.breaker()?;
         self.outdate(queue);

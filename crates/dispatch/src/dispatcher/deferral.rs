@@ -1,9 +1,10 @@
-//! What is asked of the tables of deferred rows: pages to be read back, and rows to be given up where the tables
-//! are full.
+//! What is asked of the tables of deferred rows: pages to be read back, rows to be given up where the tables
+//! are full, and room for what a queue in memory is cleared of.
 //!
 //! They are components with private fields and an invariant of their own. What is known of one queue's rows
 //! stands with the queue (see [`super::queues`]).
 
+use super::clearing::Clearing;
 use super::deferred_keys::DeferredKeys;
 use super::probes::DeadHosts;
 use super::queues::QueueNo;
@@ -23,13 +24,15 @@ pub(super) struct Deferral {
     pub(super) dead: DeadHosts,
     /// The queues of the rows that an operator's transaction removes, which may have committed.
     pub(super) removing: Vec<QueueNo>,
+    /// The queues that are to be empty.
+    pub(super) clearing: Clearing,
 }
 
 impl Deferral {
     /// Nothing is asked for.
     pub(super) fn new(memory_limit: usize) -> Self {
-        let (suspensions, dead, removing) = Default::default();
+        let (suspensions, dead, removing, clearing) = Default::default();
         let (line, keys) = (Refills::new(memory_limit), DeferredKeys::new(memory_limit));
-        Self { line, suspensions, keys, dead, removing }
+        Self { line, suspensions, keys, dead, removing, clearing }
     }
 }

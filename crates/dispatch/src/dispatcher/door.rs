@@ -286,8 +286,8 @@ impl Dispatcher {
     /// What is to be done next; `None`: nothing more at this moment. Poll until then after each input, or after
     /// several, and when [`Dispatcher::deadline`] has come.
     ///
-    /// One round, up to `None`, routes one slice of what waits at most, so that inputs have their turn however
-    /// many endpoints an account has.
+    /// One round, up to `None`, routes one slice of what waits at most, and clears queues by as little, so that inputs
+    /// have their turn however many endpoints an account has, and however much waits for one.
     pub fn poll(&mut self, now: Tick) -> Option<Effect> {
         self.enter(now);
         self.queues.sweep();
@@ -296,6 +296,7 @@ impl Dispatcher {
                 Turn::Begin => {
                     let left = self.door.left.pop_front();
                     if left.is_none() {
+                        self.clear_next(now);
                         self.fan_out(now);
                     }
                     (left, Turn::Attempts)

@@ -72,7 +72,7 @@ impl Dispatcher {
             for id in in_flight {
                 self.keep_in_flight(queue, id);
             }
-            self.leave(queue, &idle, Exit::Other(DeferReason::Held), now);
+            self.leave_together(queue, idle, Exit::Other(DeferReason::Held), now);
         }
         if room == 0 {
             self.progress.look_again_at(now + MORE_EVERY);
@@ -93,7 +93,9 @@ impl Dispatcher {
                 fits
             };
             let id = |pending: &Pending| pending.id;
-            let idle: Vec<_> = of(pending.idle(), last, since).take_while(take).map(id).collect();
+            // What is being cleared leaves anyway, or ends.
+            let idle = pending.idle().filter(|_| !self.queues.is_cleared(no));
+            let idle: Vec<_> = of(idle, last, since).take_while(take).map(id).collect();
             let overdue = Overdue {
                 lane,
                 endpoint: queue.id().endpoint.clone(),

@@ -140,7 +140,8 @@ impl Dispatcher {
         self.memory.take(new.counted());
         self.queues.push(queue, new, keys);
         if !self.routing.starts.is_empty() {
-            self.queues.in_use(queue).hold_from(self.routing.starts.held_from(queue));
+            let held_from = self.held_from(queue);
+            self.queues.in_use(queue).hold_from(held_from);
         }
         self.queues.refresh(queue, now);
         self.sync(queue);

@@ -72,7 +72,7 @@ impl Dispatcher {
         let_go.sort_unstable_by(|a, b| self.queues.id(*a).cmp(self.queues.id(*b)));
         for queue in let_go {
             self.queues.keep(queue, self.routing.starts.has(queue));
-            let held_from = self.routing.starts.held_from(queue);
+            let held_from = self.queues.get(queue).and_then(|_| self.held_from(queue));
             if let Some(in_memory) = self.queues.pending_mut(queue) {
                 in_memory.hold_from(held_from);
             }

@@ -43,6 +43,11 @@ impl Letters {
         self.len() >= size.letters() || self.bytes >= size.bytes()
     }
 
+    /// Whether more of the account may come that were not sent: sooner they would only wait here.
+    pub(super) fn takes(&self, account: &AccountId, size: &BatchSize) -> bool {
+        !self.is_full(size) || !self.others.has(account)
+    }
+
     /// The next one, where the batch, which has taken so much, has room for it. Its row, where it has one, was handed
     /// out before.
     pub(super) fn next(

@@ -23,7 +23,7 @@
 //! |---|---|
 //! | `routing` | accounts' endpoints, events that wait for them, subscriptions that start |
 //! | `queues` | names, interned once; one entity for each endpoint queue: pending, deferred, breaker, limits |
-//! | `deferral` | queues that want a page of their rows, and those that are suspended |
+//! | `deferral` | queues that want a page of their rows, those that are suspended, and those that are cleared |
 //! | `sending` | slots, requests in flight, those that have become old, timers |
 //! | `progress` | transactions that are not settled, what is settled ahead of the first of them |
 //! | `endpoint_states` | endpoints that are off, paused, or fail |
@@ -59,6 +59,7 @@ mod batch_size;
 mod changes;
 mod circuit_breaker;
 mod classes;
+mod clearing;
 mod defer;
 mod deferral;
 mod deferred_keys;
@@ -258,7 +259,8 @@ impl Dispatcher {
         let slice = self.routing.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
         let relief = self.memory.deadline();
-        let next = [sending, persist, lookup, release, replays, slice, stall, relief];
+        let clear = (goes_on && self.deferral.clearing.is_ready()).then_some(now);
+        let next = [sending, persist, lookup, release, replays, slice, stall, relief, clear];
         let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }

@@ -106,28 +106,13 @@ impl Dispatcher {
         let mut queues = self.queues.of_endpoint(&endpoint).to_vec();
         queues.sort_unstable_by_key(|queue| self.queues.lane_id(*queue));
         for queue in queues {
-            self.clear_out(queue, now);
+            if let Some(in_memory) = self.queues.pending_mut(queue) {
+                in_memory.health_mut().forget_failures();
+            }
+            self.clear(queue, now);
         }
         self.tell_of_operator(endpoint, EndpointChange::Paused, detail);
         true
-    }
-
-    /// Nothing of the queue stays in memory but what is in flight.
-    fn clear_out(&mut self, queue: QueueNo, now: Tick) {
-        let Some(in_memory) = self.queues.pending_mut(queue) else { return };
-        in_memory.health_mut().forget_failures();
-        let is_retry = |origin: Origin| matches!(origin, Origin::Retry { .. });
-        let (retries, others): (Vec<_>, Vec<_>) = in_memory
-            .idle()
-            .map(|pending| (pending.id, is_retry(pending.origin)))
-            .partition(|(_, retry)| *retry);
-        for (id, _) in retries {
-            let (reason, detail) = (DeadReason::Exhausted, PAUSED.to_owned());
-            self.die(queue, id, End { reason, detail, last_status: None }, now);
-            self.queues.rest_if_idle(queue);
-        }
-        let others: Vec<DeliveryId> = others.into_iter().map(|(id, _)| id).collect();
-        self.leave(queue, &others, Exit::Other(DeferReason::Paused), now);
     }
 
     fn resume(&mut self, endpoint: EndpointId, now: Tick) -> bool {
@@ -226,7 +211,7 @@ impl Dispatcher {
         let ids: Vec<DeliveryId> =
             in_memory.idle().filter(is_row).map(|pending| pending.id).collect();
         let ids = in_memory.with_those_behind(&ids);
-        self.leave(queue, &ids, Exit::Other(DeferReason::Behind), now);
+        self.leave_together(queue, ids, Exit::Other(DeferReason::Behind), now);
     }
 
     /// The endpoint's queues that go by way of the table.
@@ -264,6 +249,11 @@ impl Dispatcher {
         };
         self.outbox.retried(Retried { dead_letter, job, error: Some(letter) });
     }
+}
+
+/// How operators' retries to a paused endpoint end.
+pub(super) fn paused() -> End {
+    End { reason: DeadReason::Exhausted, detail: PAUSED.to_owned(), last_status: None }
 }
 
 /// What becomes of a delivery that was in flight when its endpoint was paused: it does not end without

@@ -11,7 +11,7 @@ use super::letters::Letters;
 pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, LeavingRows, RowChange};
 use super::queues::QueueNo;
 use super::{PERSIST_SLOW, UNPERSISTED_MAX};
-use walhook_core::event::EndpointId;
+use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::Notices;
 use walhook_core::persist::{
@@ -205,6 +205,11 @@ impl Outbox {
         }
         self.letters.push(dying, attempted);
         self.touched = true;
+    }
+
+    /// Whether more of the account may die that were not sent.
+    pub(super) fn takes_letters(&self, account: &AccountId) -> bool {
+        self.letters.takes(account, &self.size)
     }
 
     /// Rows that had to be inserted so far.

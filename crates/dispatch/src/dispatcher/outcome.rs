@@ -134,7 +134,7 @@ impl Dispatcher {
         if is_stopped && !is_retry {
             // It does not wait in memory, nor do those behind it.
             let ids = in_memory.with_those_behind(&[id]);
-            self.leave(queue, &ids, Exit::Failed(id, due), now);
+            self.leave_together(queue, ids, Exit::Failed(id, due), now);
         }
         self.queues.refresh(queue, now);
         self.sync(queue);
@@ -165,7 +165,7 @@ impl Dispatcher {
         {
             // It does not wait in memory, nor do those behind it.
             let ids = in_memory.with_those_behind(&[id]);
-            self.leave(queue, &ids, Exit::Other(reason), now);
+            self.leave_together(queue, ids, Exit::Other(reason), now);
         }
         self.queues.refresh(queue, now);
         self.sync(queue);
@@ -222,7 +222,7 @@ impl Dispatcher {
             }
             Settlement::Retry { after } | Settlement::Defer { after } => {
                 let ids = self.queues.in_use(queue).with_those_behind(&[id]);
-                self.leave(queue, &ids, Exit::Failed(id, now + after), now);
+                self.leave_together(queue, ids, Exit::Failed(id, now + after), now);
             }
             Settlement::Dead { reason, detail } => {
                 self.die(queue, id, End { reason, detail, last_status }, now);

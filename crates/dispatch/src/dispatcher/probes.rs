@@ -124,7 +124,7 @@ impl Dispatcher {
             let wait = self.settings.settle.retry.bounded(asked.unwrap_or_default());
             let exit =
                 if wait.is_zero() { Exit::Probed(id, now) } else { Exit::Failed(id, now + wait) };
-            self.leave(queue, &ids, exit, now);
+            self.leave_together(queue, ids, exit, now);
         }
         if is_stale {
             self.outdate(queue);

@@ -86,6 +86,8 @@ pub(super) struct EndpointQueue {
     deferred: Option<Box<DeferredQueue>>,
     /// Somebody else knows something of it: it stays.
     kept: bool,
+    /// It is to be empty: nothing of it is sent, nor read back.
+    cleared: bool,
     /// It stands among the idle ones, and was used since these were looked at.
     among_idle: bool,
     used: bool,
@@ -277,6 +279,7 @@ impl Queues {
             pending: None,
             deferred: None,
             kept: false,
+            cleared: false,
             among_idle: false,
             used: false,
         });

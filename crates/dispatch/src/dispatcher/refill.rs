@@ -191,6 +191,9 @@ impl Dispatcher {
     fn wanted_page(&self, queue: QueueNo, now: Tick) -> Option<Page> {
         let it = self.queues.at(queue);
         let deferred = it.deferred().filter(|deferred| !deferred.is_suspended())?;
+        if self.queues.is_cleared(queue) {
+            return None;
+        }
         let page = match deferred.breaker() {
             _ if self.endpoints.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,

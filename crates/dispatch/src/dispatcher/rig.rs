@@ -108,6 +108,7 @@ impl Rig {
 
     /// All requests that may be sent now.
     pub(super) fn send(&mut self) -> Vec<Dispatch> {
+        self.dispatcher.clear_next(self.now);
         self.dispatcher.fan_out(self.now);
         std::iter::from_fn(|| self.dispatcher.poll_attempt(self.now)).collect()
     }

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::Origin;
 use super::super::schedule::{LaneId, Pool};
 use super::Dispatcher;
-use super::ending::{End, Ended};
+use super::ending::End;
 use super::outbox::Behind;
 use super::queues::QueueNo;
 use super::rooms::{Room, Ticket};
 use super::sending::{Sending, Wake};
 use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId};
-use walhook_core::endpoint::Endpoint;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::EndpointId;
 use walhook_core::persist::DeadReason;
 use walhook_core::tick::Tick;
 
@@ -157,19 +157,16 @@ impl Dispatcher {
             self.sync_lane(id);
             return None;
         };
-        let endpoint = match routes.endpoint(&self.queues.id(queue).endpoint) {
-            None => {
-                let end = |why: &String| End {
-                    reason: DeadReason::EndpointInvalid,
-                    detail: why.clone(),
-                    last_status: None,
-                };
-                return self.give_up(queue, routes.refused.as_ref().map(end), now);
+        let endpoint = match self.usable(&routes, &self.queues.id(queue).endpoint) {
+            Ok(endpoint) => endpoint,
+            Err(why) => {
+                if why.is_none() {
+                    self.forget_failing(queue, now);
+                }
+                self.forget_breaker(queue, now);
+                self.clear(queue, now);
+                return None;
             }
-            Some(endpoint) => match self.why_unusable(endpoint) {
-                Some(why) => return self.give_up(queue, Some(why), now),
-                None => endpoint,
-            },
         };
         let dispatch = self.start((id, called), queue, endpoint, pool, now);
         self.queues.refresh(queue, now);
@@ -235,6 +232,24 @@ impl Dispatcher {
         Some(dispatch)
     }
 
+    /// The account's endpoint, or why nothing can be sent to it; `None`: it is gone.
+    pub(super) fn usable<'a>(
+        &self,
+        routes: &'a Routes,
+        id: &EndpointId,
+    ) -> Result<&'a Arc<Endpoint>, Option<End>> {
+        let refused = |why: &String| End {
+            reason: DeadReason::EndpointInvalid,
+            detail: why.clone(),
+            last_status: None,
+        };
+        let endpoint = routes.endpoint(id).ok_or_else(|| routes.refused.as_ref().map(refused))?;
+        match self.why_unusable(endpoint) {
+            Some(why) => Err(Some(why)),
+            None => Ok(endpoint),
+        }
+    }
+
     /// Why nothing can be sent to an endpoint that the account has.
     fn why_unusable(&self, endpoint: &Endpoint) -> Option<End> {
         let end = |reason, detail| End { reason, detail, last_status: None };
@@ -247,42 +262,6 @@ impl Dispatcher {
         }
         let why = endpoint.invalid.clone()?;
         Some(end(DeadReason::EndpointInvalid, why))
-    }
-
-    /// Ends what is pending for an endpoint that is gone (`None`: dropped) or cannot be used.
-    ///
-    /// Requests in flight end by themselves.
-    fn give_up<T>(&mut self, queue: QueueNo, why: Option<End>, now: Tick) -> Option<T> {
-        let idle: Vec<(DeliveryId, Origin)> =
-            self.queues.in_use(queue).idle().map(|pending| (pending.id, pending.origin)).collect();
-        for (delivery, origin) in idle {
-            match (&why, origin) {
-                (Some(end), _) => self.die(queue, delivery, end.clone(), now),
-                (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
-                    self.door.reports.dropped();
-                    self.settle(queue, delivery, Ended::Dropped, now);
-                }
-                (None, Origin::Replay(replay)) => {
-                    self.door.reports.dropped();
-                    self.log_dropped(queue, delivery, now);
-                    self.end_replayed(replay, |counts| counts.dropped += 1);
-                    self.forget(queue, delivery);
-                }
-                (None, Origin::Retry { .. }) => {
-                    let reason = DeadReason::EndpointDisabled;
-                    let detail = "the endpoint was removed".to_owned();
-                    self.die(queue, delivery, End { reason, detail, last_status: None }, now);
-                }
-            }
-            self.queues.rest_if_idle(queue);
-        }
-        self.sync(queue);
-        if why.is_none() {
-            self.forget_failing(queue, now);
-        }
-        self.forget_breaker(queue, now);
-        self.look_after(queue, now);
-        None
     }
 
     /// Deliveries whose backoff is over, and endpoints whose rate limit lets the next request go.

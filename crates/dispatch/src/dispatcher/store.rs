@@ -118,6 +118,7 @@ impl Dispatcher {
             }
             dying.push(next);
         }
+        self.deferral.clearing.note_taken();
         dying
     }
 

@@ -18,15 +18,12 @@
 
 use super::Dispatcher;
 use super::changes::EndpointChange;
-use super::defer::Exit;
 use super::deferred_queue::DeferredQueue;
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
 use super::suspensions::Suspension;
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{
-    DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
-};
+use walhook_core::persist::{GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId};
 use walhook_core::room::{Holder, Measured, Room, share};
 use walhook_core::tick::Tick;
 
@@ -145,10 +142,7 @@ impl Dispatcher {
         self.queues.with_row(queue).suspend(reason, now);
         self.deferral.suspensions.begin(self.queues.id(queue).clone());
         self.skip_leaving(queue);
-        if let Some(in_memory) = self.queues.pending(queue) {
-            let idle: Vec<_> = in_memory.idle().map(|pending| pending.id).collect();
-            self.leave(queue, &idle, Exit::Other(DeferReason::Overflow), now);
-        }
+        self.clear(queue, now);
         self.outdate(queue);
         self.outbox.touch();
     }

@@ -61,4 +61,9 @@ impl<K: Ord + Clone, T> Turns<K, T> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
+
+    /// Whether something of the account waits.
+    pub(super) fn has(&self, account: &K) -> bool {
+        self.waiting.contains_key(account)
+    }
 }

@@ -137,6 +137,16 @@ impl Queues {
         removed
     }
 
+    /// Whether the queue is being cleared: see [`super::super::clearing`].
+    pub(in super::super) fn is_cleared(&self, no: QueueNo) -> bool {
+        self.at(no).cleared
+    }
+
+    /// It is being cleared, or not any more. Whether that is new.
+    pub(in super::super) fn set_cleared(&mut self, no: QueueNo, cleared: bool) -> bool {
+        std::mem::replace(&mut self.at_mut(no).cleared, cleared) != cleared
+    }
+
     /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint.
     pub(in super::super) fn rest_if_idle(&mut self, no: QueueNo) {
         if !self.pending(no).is_some_and(Queue::is_empty) {

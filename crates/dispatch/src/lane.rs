@@ -24,6 +24,7 @@ pub use delivery::{
 };
 pub use health::Health;
 pub use queue::{QUEUE_BYTES, Queue};
+pub use rest::Lacking;
 
 /// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast
 /// slots.

@@ -87,6 +87,7 @@ impl StateStore {
         let Stops { disabled, paused } = Stops::read(&stopped)?;
         let start = Start {
             unix_us_at_zero: bumped.try_get(1)?,
+            written_us: Some(checkpoint.try_get(1)?),
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
             disabled,

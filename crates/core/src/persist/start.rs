@@ -34,4 +34,6 @@ pub struct Start {
     /// microseconds since 1970-01-01 UTC. All leaders go by that one, whatever their own say; a step of it
     /// later changes nothing.
     pub unix_us_at_zero: i64,
+    /// What it said when the checkpoint was written last: nobody has sent anything since. None: that is not known.
+    pub written_us: Option<i64>,
 }

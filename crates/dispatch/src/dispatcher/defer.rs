@@ -26,6 +26,9 @@ use walhook_core::persist::{
 };
 use walhook_core::tick::Tick;
 
+/// A time that is worth a row of each queue: where it is not told at once, a leader that ends soon loses it.
+const LONG_US: i64 = 60_000_000;
+
 /// Why deliveries leave memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Exit {
@@ -38,17 +41,23 @@ pub(super) enum Exit {
 }
 
 impl Dispatcher {
-    /// Goes on with the deferred rows that an earlier leader left.
-    pub(super) fn recover_deferred(&mut self, rows: Vec<BacklogRow>) {
+    /// Goes on with the deferred rows that an earlier leader left. Nobody has sent anything for `stood_us`: the queues'
+    /// clocks stood still meanwhile, as those of paused endpoints do anyway.
+    pub(super) fn recover_deferred(&mut self, rows: Vec<BacklogRow>, stood_us: i64) {
+        let now_us = self.door.unix_us_at_zero();
         for row in rows {
             let rows = row.rows;
-            let (queue, deferred) = DeferredQueue::recovered(row);
+            let (queue, mut deferred) = DeferredQueue::recovered(row);
+            if !self.endpoints.is_paused(&queue.endpoint) {
+                deferred.stand_still(stood_us, stood_us, now_us);
+            }
             let queue = self.queues.intern(&queue.account, &queue.endpoint);
             self.queues.set_deferred(queue, Box::new(deferred));
-            if rows == 0 {
-                // Its first rows were never stored.
+            if rows == 0 || stood_us > LONG_US {
+                // Its first rows were never stored; or this leader may end before anything else happens to it.
                 self.outdate(queue);
-            } else {
+            }
+            if rows > 0 {
                 self.deferral.line.join(queue, &mut self.queues, Tick(0));
             }
         }

@@ -288,6 +288,14 @@ impl DeferredQueue {
         self.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
     }
 
+    /// Nothing could be sent for want of something of our own, for so long, until `until_us`. Its own clock went on
+    /// by `passed_us` meanwhile.
+    pub(super) fn stand_still(&mut self, passed_us: i64, stood_us: i64, until_us: i64) {
+        self.stopped_before_us = self.stopped_before_us.saturating_add(passed_us);
+        let later = |since: i64| since.saturating_add(stood_us).min(until_us.max(since));
+        self.failing_since_us = self.failing_since_us.map(later);
+    }
+
     /// Since when its endpoint has answered with nothing but failures; none: the first one came just now.
     pub(super) fn fail_since_us(&mut self, now_us: i64) -> Option<i64> {
         let before = self.failing_since_us;

@@ -210,7 +210,8 @@ impl Dispatcher {
         };
         let slots = dispatcher.settings.fast_slots.saturating_add(dispatcher.settings.slow_slots);
         dispatcher.queues.set_slots(slots);
-        dispatcher.recover_deferred(start.backlog);
+        let stood_us = start.written_us.map_or(0, |at| start.unix_us_at_zero.saturating_sub(at));
+        dispatcher.recover_deferred(start.backlog, stood_us.max(0));
         dispatcher.recover_unseen(start.unseen);
         dispatcher.recover_shelves(start.unrouted, start.joined, &start.settled);
         dispatcher.recover_suspensions(start.suspended);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, Origin};
+use super::super::lane::{DELIVERY_BYTES, Lacking, Origin};
 use super::super::settle::{Place, Progress, Settlement, settle};
 use super::defer::Exit;
 use super::ending::{End, Ended};
@@ -77,12 +77,15 @@ impl Dispatcher {
         if outcome.meaning == Meaning::Aborted {
             in_memory.health_mut().request_given_up();
         }
-        in_memory.was_sent();
+        let lacked = in_memory.was_sent(started);
         let in_flight = in_memory.in_flight();
         in_memory.health_mut().adapt(outcome.meaning, in_flight);
         let pending = in_memory.held_mut(id);
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
         let is_first_try = pending.attempts == 1 && !pending.was_read_back();
+        if let Some(lacked) = lacked {
+            self.end_lack(queue, lacked, started);
+        }
         let waits = self.waits_sent(queue, id, (started, outcome.elapsed), now);
         if outcome.delivered() {
             self.queues.in_use(queue).health_mut().answered(outcome.elapsed);
@@ -123,13 +126,14 @@ impl Dispatcher {
         now: Tick,
     ) {
         let is_stopped = self.is_stopped(queue);
+        let active_us = self.active_us(queue, now);
         let waits = self.waits_sent(queue, id, (started, took), now);
         self.keep_waits(queue, id, waits, now);
         let in_memory = self.queues.in_use(queue);
         in_memory.health_mut().request_withdrawn(started);
         let origin = in_memory.held_mut(id).origin;
         let is_retry = matches!(origin, Origin::Retry { .. });
-        let due = in_memory.put_off(id, now, &mut self.rng);
+        let due = in_memory.put_off(id, now, active_us, &mut self.rng);
         self.sending.wake_at(due, Wake::Delivery(queue, id));
         if is_stopped && !is_retry {
             // It does not wait in memory, nor do those behind it.
@@ -139,6 +143,16 @@ impl Dispatcher {
         self.queues.refresh(queue, now);
         self.sync(queue);
         self.look_after(queue, now);
+    }
+
+    /// We had nothing to send requests of the queue with, until one that began then: its clock stood still meanwhile.
+    fn end_lack(&mut self, queue: QueueNo, Lacking { since, active_us }: Lacking, started: Tick) {
+        let passed_us = self.active_us(queue, started).saturating_sub(active_us).max(0);
+        let (since_us, started_us) = (self.unix_us(since), self.unix_us(started));
+        if let Some(deferred) = self.queues.deferred_mut(queue) {
+            deferred.stand_still(passed_us, started_us.saturating_sub(since_us), started_us);
+            self.outdate(queue);
+        }
     }
 
     /// Takes a delivery back that was surely not sent: its worker never began it. That was no attempt, it says

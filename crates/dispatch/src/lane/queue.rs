@@ -8,7 +8,7 @@ use rand::Rng;
 
 use super::delivery::{Origin, Pending, Removed};
 use super::health::Health;
-use super::rest::Rest;
+use super::rest::{Lacking, Rest};
 use super::{Moment, New, Source};
 use crate::clock::{Clock, Reading};
 use crate::few::{FewMap, FewSet};
@@ -212,9 +212,15 @@ impl Queue {
     /// A delivery in flight was not sent, for want of something of our own. That was no attempt, and
     /// nothing else is sent to the endpoint either before it is tried again.
     ///
-    /// Returns when that is.
-    pub fn put_off(&mut self, id: DeliveryId, now: Tick, rng: &mut impl Rng) -> Tick {
-        let due = self.rest.put_off(now, rng);
+    /// `active_us`: what the queue's own clock says. Returns when that is.
+    pub fn put_off(
+        &mut self,
+        id: DeliveryId,
+        now: Tick,
+        active_us: i64,
+        rng: &mut impl Rng,
+    ) -> Tick {
+        let due = self.rest.put_off(now, active_us, rng);
         let pending = &mut self.entry_mut(id).pending;
         pending.attempts = pending.attempts.saturating_sub(1);
         self.wait_until(id, due, Cause::Pool);
@@ -234,9 +240,9 @@ impl Queue {
         self.ended();
     }
 
-    /// A request was sent: we have what it takes.
-    pub fn was_sent(&mut self) {
-        self.rest.was_sent();
+    /// A request that began then was sent: we have what it takes. Returns since when we had not, where that was so.
+    pub fn was_sent(&mut self, started: Tick) -> Option<Lacking> {
+        self.rest.was_sent(started)
     }
 
     /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed. Whether it was in

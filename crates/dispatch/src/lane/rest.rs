@@ -22,6 +22,17 @@ pub(super) struct Rest {
     /// How often in a row we had nothing to send one with, and until when it waits for that.
     put_off: u32,
     put_off_until: Tick,
+    /// Since when we have had nothing, while that is so.
+    lacking: Option<Lacking>,
+}
+
+/// Since when we have had nothing to send a request with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lacking {
+    /// When that began.
+    pub since: Tick,
+    /// What the queue's own clock said then: microseconds since 1970-01-01 UTC.
+    pub active_us: i64,
 }
 
 impl Rest {
@@ -41,7 +52,10 @@ impl Rest {
 
     /// A request was not sent, for want of something of our own. Returns until when none is: for 500 ms, then twice
     /// that and so on up to 5 s, less up to half by `rng`.
-    pub(super) fn put_off(&mut self, now: Tick, rng: &mut impl Rng) -> Tick {
+    ///
+    /// `active_us`: what the queue's own clock says.
+    pub(super) fn put_off(&mut self, now: Tick, active_us: i64, rng: &mut impl Rng) -> Tick {
+        self.lacking.get_or_insert(Lacking { since: now, active_us });
         if self.put_off_until <= now {
             let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);
             self.put_off_until = now + rest.mul_f64(rng.random_range(0.5..=1.0));
@@ -50,9 +64,10 @@ impl Rest {
         self.end()
     }
 
-    /// A request was sent: we have what it takes.
-    pub(super) fn was_sent(&mut self) {
+    /// A request that began then was sent: we have what it takes. Returns since when we had not, where that was so.
+    pub(super) fn was_sent(&mut self, started: Tick) -> Option<Lacking> {
         self.put_off = 0;
+        self.lacking.take_if(|lacking| lacking.since <= started)
     }
 
     /// Why none is sent now, where none is.
@@ -82,17 +97,17 @@ mod tests {
     fn rest_for_want_of_our_own_grows_up_to_five_seconds_until_a_request_is_sent() {
         let (mut rest, mut rng, mut now) = (Rest::default(), SmallRng::seed_from_u64(1), Tick(1));
         for most in [500, 1_000, 2_000, 4_000, 5_000, 5_000] {
-            let until = rest.put_off(now, &mut rng);
+            let until = rest.put_off(now, 0, &mut rng);
             let waits = until.since(now);
             let most = Duration::from_millis(most);
             assert!(waits >= most / 2 && waits <= most, "{waits:?} of {most:?}");
-            assert_eq!(rest.put_off(now, &mut rng), until, "others of that moment add nothing");
+            assert_eq!(rest.put_off(now, 0, &mut rng), until, "others of that moment add nothing");
             assert_eq!(rest.until(now), Some(until));
             now = until;
             assert_eq!(rest.until(now), None);
         }
-        rest.was_sent();
-        assert!(rest.put_off(now, &mut rng).since(now) <= REST_MIN);
+        rest.was_sent(now);
+        assert!(rest.put_off(now, 0, &mut rng).since(now) <= REST_MIN);
     }
 
     #[test]
@@ -122,5 +137,16 @@ mod tests {
             rest.space_anew(rate);
             assert_eq!(rest.until(now), None);
         }
+    }
+
+    #[test]
+    fn what_we_lack_is_told_from_the_first_request_that_was_put_off_until_one_is_sent() {
+        let (mut rest, mut rng) = (Rest::default(), SmallRng::seed_from_u64(1));
+        assert_eq!(rest.was_sent(Tick(10)), None);
+        rest.put_off(Tick(20), 120, &mut rng);
+        rest.put_off(Tick(30), 130, &mut rng);
+        assert_eq!(rest.was_sent(Tick(19)), None, "it had been sent before");
+        assert_eq!(rest.was_sent(Tick(40)), Some(Lacking { since: Tick(20), active_us: 120 }));
+        assert_eq!(rest.was_sent(Tick(50)), None);
     }
 }

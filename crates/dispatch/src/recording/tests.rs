@@ -280,6 +280,7 @@ fn start() -> Start {
             error: hush(),
         }],
         unix_us_at_zero: -5,
+        written_us: Some(-6),
     }
 }
 

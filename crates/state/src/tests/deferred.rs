@@ -287,10 +287,11 @@ async fn backlog_is_there_for_the_next_leader() {
     let stored = PersistBatch { backlog: vec![keys.clone(), all.clone()], ..batch(0x100) };
     store.persist(&stored).await.unwrap();
     store.persist(&stored).await.unwrap();
-    assert_eq!(
-        fixture.open().await.take_lease("two").await.unwrap().start.backlog,
-        [keys.clone(), all]
-    );
+    let start = fixture.open().await.take_lease("two").await.unwrap().start;
+    assert_eq!(start.backlog, [keys.clone(), all]);
+    // And since when nobody has sent anything.
+    let stood_us = start.unix_us_at_zero - start.written_us.unwrap();
+    assert!((1..60_000_000).contains(&stood_us), "{stood_us}");
 
     store.take_lease("three").await.unwrap();
     let fewer = BacklogRow { rows: 1, blocked: Blocked::Keys(vec![]), ..keys };

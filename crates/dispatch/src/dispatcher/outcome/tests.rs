@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
 use crate::dispatcher::rig::{Rig, settings};
-use crate::dispatcher::{Dispatch, Input, OperatorInput, Settings};
+use crate::dispatcher::{
+    Dispatch, Dispatcher, EndpointChange, Input, OperatorInput, Settings, Start,
+};
 use crate::lane::DEFAULT_MAX_IN_FLIGHT;
 use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
 use walhook_core::event::EndpointId;
@@ -151,4 +156,100 @@ fn requests_in_doubt_never_exceed_the_upper_limit_of_an_endpoint() {
         rig.dispatcher.handle(rig.now, Input::Doubt { deliveries, doubtful: true });
     }
     assert_eq!(u32::try_from(all).unwrap(), DEFAULT_MAX_IN_FLIGHT);
+}
+
+/// The endpoint fails, and its delivery is deferred. Then for hours nothing can be sent to it for want of something of
+/// our own (`lacks`), or nothing is tried at all. Then it fails once more. What became of its delivery then.
+fn fails_again_after_hours(lacks: bool) -> (u64, Vec<EndpointChange>) {
+    let mut rig = Rig::new(settings());
+    let next = |rig: &mut Rig, seconds| {
+        rig.wait(Duration::from_secs(seconds));
+        rig.store();
+        let mut sent = rig.send();
+        rig.read();
+        sent.extend(rig.send());
+        let [dispatch] = &sent[..] else { panic!("{} are sent", sent.len()) };
+        id(dispatch)
+    };
+    rig.commit("7");
+    let first = rig.send();
+    rig.answer(id(&first[0]), 500);
+    let second = next(&mut rig, 2);
+    rig.answer(second, 500);
+    if lacks {
+        for _ in 0..150 {
+            let delivery = next(&mut rig, 61);
+            let outcome = Outcome::failed(FailureKind::Proxy, "407", Duration::ZERO);
+            assert!(outcome.is_local());
+            rig.dispatcher.handle(rig.now, Input::Outcome { delivery, outcome });
+        }
+    } else {
+        rig.wait(Duration::from_secs(150 * 61));
+    }
+    let last = next(&mut rig, 61);
+    rig.changes();
+    rig.answer(last, 500);
+    (rig.dispatcher.counters().dead, rig.changes().into_iter().map(|it| it.change).collect())
+}
+
+#[test]
+fn time_for_which_nothing_can_be_sent_for_want_of_our_own_ends_no_delivery_and_switches_nothing_off()
+ {
+    assert_eq!(fails_again_after_hours(true), (0, vec![]));
+    let (dead, changes) = fails_again_after_hours(false);
+    assert_eq!((dead, changes), (1, vec![EndpointChange::Disabled]), "the test shows nothing");
+}
+
+/// The endpoint fails, and its delivery is deferred. Then the leader ends, and the next one begins days later, with a
+/// checkpoint that was `written` by the former. Then it fails once more. What became of its delivery then.
+fn fails_again_after_a_stop(written: bool) -> (u64, Vec<EndpointChange>) {
+    let mut rig = Rig::new(settings());
+    rig.commit("7");
+    for _ in 0..2 {
+        let sent = rig.send();
+        rig.answer(id(&sent[0]), 500);
+        rig.wait(Duration::from_secs(2));
+        rig.store();
+    }
+    let last = rig.stored.last().unwrap();
+    let stopped_us = i64::try_from(rig.now.0).unwrap();
+    let start = Start {
+        frontier: last.frontier,
+        backlog: rig
+            .stored
+            .iter()
+            .rev()
+            .find_map(|batch| batch.backlog.first().cloned())
+            .into_iter()
+            .collect(),
+        unix_us_at_zero: stopped_us + 5 * 86_400_000_000,
+        written_us: written.then_some(stopped_us),
+        ..Start::default()
+    };
+    assert!(start.backlog[0].failing_since_us.is_some());
+    rig.dispatcher = Dispatcher::new(settings(), start, SmallRng::seed_from_u64(1));
+    rig.commit("8");
+    rig.wait(Duration::from_secs(61));
+    rig.stored.clear();
+    rig.store();
+    let backlog = rig.stored.iter().flat_map(|batch| &batch.backlog);
+    let told = backlog.map(|row| row.stopped_us).collect::<Vec<_>>();
+    assert_eq!(told, if written { vec![5 * 86_400_000_000] } else { vec![] }, "for the next one");
+    assert_eq!(rig.read(), 1);
+    let mut sent = rig.send();
+    rig.look_up();
+    sent.extend(rig.send());
+    let is_its = |dispatch: &&Dispatch| dispatch.attempt.endpoint.id.as_str() == "7";
+    let Some(dispatch) = sent.iter().find(is_its) else { panic!("it is not sent") };
+    rig.answer(id(dispatch), 500);
+    let changes = rig.changes().into_iter().map(|it| it.change);
+    let changes = changes.filter(|change| *change != EndpointChange::Failing).collect();
+    (rig.dispatcher.counters().dead, changes)
+}
+
+#[test]
+fn time_in_which_nobody_leads_ends_no_delivery_and_switches_nothing_off() {
+    assert_eq!(fails_again_after_a_stop(true), (0, vec![]));
+    let (dead, changes) = fails_again_after_a_stop(false);
+    assert_eq!((dead, changes), (1, vec![EndpointChange::Disabled]), "the test shows nothing");
 }

@@ -309,9 +309,9 @@ fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
     for _ in 0..12 {
         queue.start(DeliveryId(0), &at_moment(now), None);
         queue.start(DeliveryId(1), &at_moment(now), None);
-        let due = queue.put_off(DeliveryId(0), now, &mut rng);
+        let due = queue.put_off(DeliveryId(0), now, 0, &mut rng);
         // Those that fail at the same time are one fault.
-        assert_eq!(queue.put_off(DeliveryId(1), now, &mut rng), due);
+        assert_eq!(queue.put_off(DeliveryId(1), now, 0, &mut rng), due);
         assert!(!queue.is_sendable(now) && queue.resting_until(now) == Some(due));
         waits.push(due.since(now));
         now = due;
@@ -325,8 +325,8 @@ fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
     assert_eq!(queue.get(DeliveryId(0)).unwrap().attempts, 0);
     // One that is sent ends it.
     queue.start(DeliveryId(0), &at_moment(now), None);
-    queue.was_sent();
-    let wait = queue.put_off(DeliveryId(0), now, &mut rng).since(now);
+    queue.was_sent(now);
+    let wait = queue.put_off(DeliveryId(0), now, 0, &mut rng).since(now);
     assert!(wait.as_millis() <= 500, "{wait:?}");
 }
 

@@ -322,14 +322,17 @@ fn account_whose_routes_are_looked_up_keeps_nobody_from_the_room() {
 fn recover_rows(rig: &mut Rig, account: &str, endpoint: &str) -> QueueId {
     let (account, endpoint) = (AccountId::new(account), EndpointId::new(endpoint));
     let queue = QueueId { account, endpoint };
-    rig.dispatcher.recover_deferred(vec![BacklogRow {
-        queue: queue.clone(),
-        blocked: Blocked::Keys(vec![]),
-        rows: 3,
-        failing_since_us: None,
-        stopped_us: 0,
-        open_until_us: None,
-    }]);
+    rig.dispatcher.recover_deferred(
+        vec![BacklogRow {
+            queue: queue.clone(),
+            blocked: Blocked::Keys(vec![]),
+            rows: 3,
+            failing_since_us: None,
+            stopped_us: 0,
+            open_until_us: None,
+        }],
+        0,
+    );
     queue
 }
 

@@ -92,6 +92,7 @@ impl Life {
             joined: world.unrouted.joined(),
             unseen: world.unrouted.unseen.iter().copied().collect(),
             unix_us_at_zero: UNIX_US,
+            written_us: None,
         };
         let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();
         let mut life = Self {

@@ -200,8 +200,8 @@ pub enum FailureKind {
     /// walhook gave it up early, since too many endpoints hung at once: it says nothing of this one, which
     /// may have received it.
     Aborted,
-    /// The worker that carried it was lost, or the connection, by nobody knows which of the accounts that shared it: it
-    /// says nothing of the endpoint, which may have received it.
+    /// The worker that carried it was lost; or the connection, by nobody knows which of the accounts that shared it; or
+    /// what came there may be another account's answer. It says nothing of the endpoint, which may have received it.
     Lost,
     /// It is larger than a message of the bus may be, and only workers send: it says nothing of the endpoint.
     Oversize,

@@ -53,6 +53,8 @@ pub struct Head {
     pub used: usize,
     /// Whether what follows the head is no body, and is to be dropped.
     pub bodiless: bool,
+    /// Whether the bytes given last go on behind the answer.
+    pub surplus: bool,
 }
 
 /// Reads one answer's head, piece by piece.
@@ -211,15 +213,21 @@ impl HeadReader {
         let says = |word: &str| {
             values(Field::Connection).any(|value| value.eq_ignore_ascii_case(word.as_bytes()))
         };
+        let surplus = match frame {
+            Frame::Length(length) => left > length,
+            Frame::Close => bodiless && left > 0,
+            Frame::Chunked | Frame::Unknown => false,
+        };
         let kept = certain
             && !overflowed
             && !says("close")
             && (status.keeps || says("keep-alive"))
             // What comes after the end would be taken for the next answer.
+            && !surplus
             && match frame {
-                Frame::Length(length) => left <= length && (!bodiless || length == 0),
+                Frame::Length(length) => !bodiless || length == 0,
                 Frame::Chunked => !bodiless,
-                Frame::Close => bodiless && left == 0,
+                Frame::Close => bodiless,
                 Frame::Unknown => false,
             };
         let mut plain = String::with_capacity(PLAIN_BYTES);
@@ -247,7 +255,7 @@ impl HeadReader {
             line(b"connection: close");
         }
         line(b"");
-        Head { plain, used, bodiless }
+        Head { plain, used, bodiless, surplus }
     }
 }
 

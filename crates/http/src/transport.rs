@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod content;
 mod course;
+mod doubt;
 mod error;
 mod guard;
 mod guarded;
@@ -326,7 +327,7 @@ impl Transport {
         keep: bool,
         course: &Course,
     ) -> Result<Answer, Failure> {
-        let answered = self.clients.send(address, account, make, course).await?;
+        let mut answered = self.clients.send(address, account, make, course).await?;
         if let Some(tunnels) = &self.tunnels {
             tunnels.answered();
         }
@@ -337,8 +338,8 @@ impl Transport {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
         let keep = keep || !status.is_success();
-        let excerpt = read_body(answered, keep).await;
-        Ok(Answer { status: status.as_u16(), retry_after, excerpt })
+        let excerpt = read_body(&mut answered, keep).await;
+        answered.end(Answer { status: status.as_u16(), retry_after, excerpt }).await
     }
 
     /// Where the endpoint's requests go, if they may.
@@ -422,7 +423,7 @@ fn bounds(memory_limit: usize) -> Bounds {
 /// Reads the answer to its end or to the bound, and keeps its beginning where asked to.
 ///
 /// The status has been said; that the connection breaks in mid-sentence does not unsay it.
-async fn read_body(mut answered: Answered, keep: bool) -> String {
+async fn read_body(answered: &mut Answered<'_>, keep: bool) -> String {
     let mut kept = Vec::new();
     let mut read = 0;
     while let Some(data) = answered.data().await {
@@ -435,7 +436,6 @@ async fn read_body(mut answered: Answered, keep: bool) -> String {
             break;
         }
     }
-    answered.end().await;
     printable(&String::from_utf8_lossy(&kept), EXCERPT_MAX)
 }
 

@@ -183,3 +183,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn head_says_where_more_came_than_its_answer() {
+    for (answer, surplus) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", false),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok!", true),
+        ("HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\n", true),
+        ("HTTP/1.1 200 OK\r\n\r\nto the end", false),
+        ("HTTP/1.1 204 No\r\n\r\nok", true),
+        // It says so itself.
+        ("HTTP/1.1 204 No\r\ncontent-length: 2\r\n\r\nok", false),
+    ] {
+        let head = HeadReader::default().read(answer.as_bytes()).unwrap().unwrap();
+        assert_eq!(head.surplus, surplus, "{answer}");
+    }
+}

@@ -4,6 +4,8 @@
 //! request ended by others on its connection ─► its account: apart
 //! it had waited behind another account ──────► that account: suspected ─► a second time: apart
 //! apart ─► a pool of its own at that host ─► after APART_FOR: shared again
+//!
+//! more than answers on an HTTP/1 connection of several accounts ─► all accounts of the host: apart
 //! ```
 //!
 //! Who is to blame for a connection that all share cannot be seen on it. So its account is put apart, which
@@ -33,6 +35,8 @@ pub(super) struct Apart {
     /// The host as it is for the account alone.
     apart: Cache<Key, Arc<Host>>,
     suspected: Cache<Key, ()>,
+    /// Where all accounts are.
+    hosts: Cache<Arc<Host>, ()>,
     /// Whether any account ever was: most never are.
     any: AtomicBool,
 }
@@ -42,14 +46,31 @@ impl Apart {
         Self {
             apart: Cache::builder().max_capacity(APART_MAX).time_to_live(APART_FOR).build(),
             suspected: Cache::builder().max_capacity(APART_MAX).time_to_live(APART_FOR).build(),
+            hosts: Cache::builder().max_capacity(APART_MAX).time_to_live(APART_FOR).build(),
             any: AtomicBool::new(false),
         }
     }
 
     /// The host whose connections the account's requests use.
     pub(super) fn host(&self, host: &Arc<Host>, account: &AccountId) -> Arc<Host> {
-        let own = self.any.load(Relaxed).then(|| self.apart.get(&key(host, account))).flatten();
-        own.unwrap_or_else(|| Arc::clone(host))
+        if !self.any.load(Relaxed) {
+            return Arc::clone(host);
+        }
+        let own_anyway = || self.hosts.contains_key(host).then(|| own(host, account));
+        let of_account = self.apart.get(&key(host, account)).or_else(own_anyway);
+        of_account.unwrap_or_else(|| Arc::clone(host))
+    }
+
+    /// All accounts of the host have their own connections from now on.
+    pub(super) fn put_all(&self, host: &Arc<Host>) {
+        self.hosts.insert(Arc::clone(host), ());
+        self.any.store(true, Relaxed);
+        tracing::debug!(authority = %host.authority, "its accounts' connections are kept apart");
+    }
+
+    /// Whether all accounts of the host have.
+    pub(super) fn are_all(&self, host: &Arc<Host>) -> bool {
+        self.any.load(Relaxed) && self.hosts.contains_key(host)
     }
 
     /// The account has its own connections from now on.
@@ -96,6 +117,11 @@ mod tests {
         assert_eq!(apart.host(&one, &a), one);
         apart.suspect(&one, &a);
         assert_eq!(apart.host(&one, &a).account, Some(a.clone()));
-        assert_eq!((apart.host(&one, &b), apart.host(&two, &a)), (one, two));
+        assert_eq!((apart.host(&one, &b), apart.host(&two, &a)), (one.clone(), two.clone()));
+
+        apart.put_all(&one);
+        assert_eq!(apart.host(&one, &b).account, Some(b.clone()));
+        assert_eq!(apart.host(&two, &b), two);
+        assert!(apart.are_all(&one) && !apart.are_all(&two));
     }
 }

@@ -9,6 +9,7 @@
 //! HTTP_1_1_REQUIRED                          ──► HTTP/1.1, for this authority for a while
 //! an HTTP/2 connection ended with requests   ──► not again, and says nothing of the endpoint; its accounts have
 //!   of several accounts                          connections of their own for a while
+//! what came over HTTP/1 may be another's      ─► likewise (`doubt.rs`)
 //! ```
 //!
 //! Source: RFC 9113, sections 6.8, 8.7 and 9.1; RFC 9112, section 9.3.1.
@@ -27,6 +28,7 @@ use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
 use moka::sync::Cache;
 use rustls::ClientConfig;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use walhook_core::attempt::FailureKind;
 use walhook_core::event::AccountId;
@@ -36,13 +38,14 @@ use super::connect::{BoxError, Connector, TcpConnector};
 use super::connection::Connection;
 use super::content::Content;
 use super::course::{Course, Wait};
+use super::doubt::{Doubt, note_surplus};
 use super::error::{classify, failure};
 use super::guard::Known;
-use super::pool::{Bounds, Host, Kept, Lent, PATIENCE, Pool};
+use super::pool::{Bounds, Host, Kept, Lent, PATIENCE, Pool, Waiting};
 use super::target::Address;
 use super::users::Using;
 use super::workers::{Workers, place};
-use crate::exchange::Failure;
+use crate::exchange::{Answer, Failure};
 
 /// How often a request is sent again within its attempt.
 const RESENDS_MAX: u32 = 2;
@@ -89,7 +92,7 @@ pub(super) struct Clients {
 
 /// The head of an answer, and where its body comes from.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct Answered<'a> {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     body: Incoming,
@@ -97,9 +100,12 @@ pub(super) struct Answered {
     /// The pool's, if it is kept.
     lent: Option<Lent<Connection>>,
     _using: Using,
+    apart: &'a Apart,
+    host: &'a Arc<Host>,
+    account: &'a AccountId,
 }
 
-impl Answered {
+impl Answered<'_> {
     /// The next piece of the body.
     pub(super) async fn data(&mut self) -> Option<Bytes> {
         loop {
@@ -111,14 +117,19 @@ impl Answered {
         }
     }
 
-    /// Gives the connection back, where it waits for another request. Dropped, it ends instead.
-    pub(super) async fn end(mut self) {
-        if let Some(lent) = self.lent
-            && !self.connection.is_http2()
-            && self.connection.is_idle().await
-        {
+    /// What the answer counts for. Gives the connection back, where it waits for another request; dropped, it ends
+    /// instead.
+    pub(super) async fn end(mut self, answer: Answer) -> Result<Answer, Failure> {
+        if self.connection.is_http2() {
+            return Ok(answer);
+        }
+        let is_idle = self.connection.is_idle().await;
+        let Self { apart, host, account, .. } = self;
+        let answer = Doubt { apart, host, account, known: self.connection.known() }.answer(answer);
+        if let Some(lent) = self.lent.filter(|_| is_idle) {
             lent.give_back(self.connection);
         }
+        answer
     }
 }
 
@@ -163,13 +174,13 @@ impl Clients {
 
     /// The answer to the request that `make` makes (over HTTP/2 or not), anew for each time that it is
     /// sent: on a connection that waits for it.
-    pub(super) async fn send(
-        &self,
-        address: &Address,
-        account: &AccountId,
+    pub(super) async fn send<'a>(
+        &'a self,
+        address: &'a Address,
+        account: &'a AccountId,
         make: impl Fn(bool) -> Option<Request<Content>>,
         course: &Course,
-    ) -> Result<Answered, Failure> {
+    ) -> Result<Answered<'a>, Failure> {
         let mut fresh = false;
         loop {
             let host = self.host(address);
@@ -180,7 +191,7 @@ impl Clients {
             course.set_wait(None);
             let again = again(&error).filter(|again| !(fresh && *again == Again::Fresh));
             let Some(again) = again.filter(|_| course.resends() < RESENDS_MAX) else {
-                return Err(self.failure(host, &error));
+                return Err(self.failure(host, account, &error));
             };
             course.count_resend();
             let authority = &host.authority;
@@ -196,15 +207,15 @@ impl Clients {
         }
     }
 
-    async fn send_once(
-        &self,
+    async fn send_once<'a>(
+        &'a self,
         address: &Address,
-        host: &Arc<Host>,
-        account: &AccountId,
+        host: &'a Arc<Host>,
+        account: &'a AccountId,
         fresh: bool,
         make: impl Fn(bool) -> Option<Request<Content>>,
         course: &Course,
-    ) -> Result<Answered, SendError> {
+    ) -> Result<Answered<'a>, SendError> {
         let shelf = place();
         let mut of_account = self.apart.host(host, account);
         if self.pool.is_held_up(shelf, &of_account, account, Instant::now()) {
@@ -213,7 +224,7 @@ impl Clients {
         let mut connection = if fresh {
             self.open(address, host, account).await?
         } else {
-            self.connection(shelf, address, &of_account, account).await?
+            self.connection(shelf, address, host, &of_account, account).await?
         };
         let request = make(connection.is_http2()).ok_or(SendError::HeldBack)?;
         let known = Arc::clone(connection.known());
@@ -234,7 +245,18 @@ impl Clients {
                 }
                 let (head, body) = answer.into_parts();
                 let (status, headers) = (head.status, head.headers);
-                Ok(Answered { status, headers, body, connection, lent, _using })
+                let apart = &*self.apart;
+                Ok(Answered {
+                    status,
+                    headers,
+                    body,
+                    connection,
+                    lent,
+                    _using,
+                    apart,
+                    host,
+                    account,
+                })
             }
             Err(error) => {
                 note_end(&error, &known);
@@ -245,9 +267,12 @@ impl Clients {
 
     /// What a request that is not sent again comes to. Where its connection ended with requests of several
     /// accounts, nobody knows by whose fault: they part.
-    fn failure(&self, host: &Arc<Host>, error: &SendError) -> Failure {
+    fn failure(&self, host: &Arc<Host>, account: &AccountId, error: &SendError) -> Failure {
         let ended = classify(error);
         let SendError::Sent(error, known) = error else { return ended };
+        if !known.is_http2() {
+            return Doubt { apart: &self.apart, host, account, known }.no_answer(ended);
+        }
         let accounts = known.users().several_at_end().filter(|_| ends_connection(error, known));
         let Some(accounts) = accounts else { return ended };
         for account in &*accounts {
@@ -268,23 +293,40 @@ impl Clients {
         if wants_http1 { http1 } else { any }
     }
 
-    /// One that is idle, or the first that is to be had.
+    /// One that is idle, or else the place of the account's request in the line.
+    async fn idle(
+        &self,
+        shelf: usize,
+        host: &Arc<Host>,
+        of_account: &Arc<Host>,
+        account: &AccountId,
+    ) -> Result<Connection, Waiting<Connection>> {
+        loop {
+            let mut connection = self.pool.take(shelf, of_account, account, Instant::now())?;
+            let is_other = || connection.last().is_some_and(|(last, _)| last != *account);
+            if !connection.is_http2() && is_other() {
+                // It sees what the runtime has heard of, which may not have asked since the connection rests.
+                yield_now().await;
+            }
+            if connection.is_idle().await {
+                return Ok(connection);
+            }
+            note_surplus(&self.apart, host, connection.known());
+        }
+    }
+
+    /// One that is idle, or the first that is to be had: of the host as it is for the account.
     async fn connection(
         &self,
         shelf: usize,
         address: &Address,
+        shared: &Arc<Host>,
         host: &Arc<Host>,
         account: &AccountId,
     ) -> Result<Connection, SendError> {
-        let mut waiting = loop {
-            match self.pool.take(shelf, host, account, Instant::now()) {
-                Ok(mut connection) => {
-                    if connection.is_idle().await {
-                        return Ok(connection);
-                    }
-                }
-                Err(waiting) => break waiting,
-            }
+        let mut waiting = match self.idle(shelf, shared, host, account).await {
+            Ok(connection) => return Ok(connection),
+            Err(waiting) => waiting,
         };
         if waiting.is_patient() {
             tokio::select! {
@@ -292,6 +334,11 @@ impl Clients {
                 connection = &mut waiting => return Ok(connection),
                 () = sleep(PATIENCE) => {}
             }
+            // Another account's may have rested meanwhile.
+            waiting = match self.idle(shelf, shared, host, account).await {
+                Ok(connection) => return Ok(connection),
+                Err(waiting) => waiting,
+            };
         }
         let mut opening = self.open(address, host, account);
         tokio::select! {

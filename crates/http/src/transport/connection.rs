@@ -4,6 +4,7 @@
 //! be woken for what is written or for what comes. Over HTTP/2, where requests share it, a task of its own
 //! drives it.
 
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -180,6 +181,11 @@ impl Kept for Connection {
         Some(Self::Http2(Http2 { sender, known: Arc::clone(known), until: *until, _stream }))
     }
 
+    fn last(&self) -> Option<(AccountId, Duration)> {
+        let users = self.known().users();
+        users.last().map(|last| (last, users.rest()))
+    }
+
     fn is_open(&self, now: Instant) -> bool {
         match self {
             Self::Http1(http1) => http1.driver.is_some() && now < http1.open.until(),
@@ -192,15 +198,18 @@ impl Http1 {
     /// Writes what is to be written, and reads what has come.
     fn drive(&mut self, cx: &mut Context<'_>) {
         let Some(driver) = &mut self.driver else { return };
-        // Dropped, it tells the request that it has not answered.
-        if Pin::new(driver).poll(cx).is_ready() {
+        if let Poll::Ready(ended) = Pin::new(driver).poll(cx) {
+            if ended.is_err_and(|error| is_surplus(&error)) {
+                self.known.note_surplus();
+            }
+            // Dropped, it tells the request that it has not answered.
             self.driver = None;
         }
     }
 
     fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
         self.drive(cx);
-        self.driver.is_some() && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready() && !self.known.has_surplus()
     }
 }
 
@@ -208,4 +217,10 @@ impl Http2 {
     fn is_open(&self) -> bool {
         self.known.takes_requests() && !self.sender.is_closed()
     }
+}
+
+/// Whether a connection ended so for bytes that came while no answer was due: the one error of an idle connection that
+/// has no cause, and is no early end.
+fn is_surplus(error: &hyper::Error) -> bool {
+    error.source().is_none() && !error.is_incomplete_message()
 }

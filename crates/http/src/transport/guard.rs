@@ -83,6 +83,8 @@ pub(super) struct Known {
     goes_away: AtomicBool,
     /// HTTP/2: it wants HTTP/1.1.
     wants_http1: AtomicBool,
+    /// HTTP/1: more came than the answers to its requests.
+    surplus: AtomicBool,
     /// It was given up for what the receiver sent.
     given_up: AtomicBool,
     /// A request on it failed in such a way that others would too.
@@ -105,6 +107,7 @@ impl Default for Known {
             answers: AtomicU64::default(),
             goes_away: AtomicBool::default(),
             wants_http1: AtomicBool::default(),
+            surplus: AtomicBool::default(),
             given_up: AtomicBool::default(),
             spoilt: AtomicBool::default(),
             bytes_left: AtomicU64::new(BYTES_FIRST),
@@ -127,6 +130,15 @@ impl Known {
     /// HTTP/1: a request is handed to the connection, on which nothing else is left to be written.
     pub(super) fn expect_request(&self) {
         self.request_due.store(true, Relaxed);
+    }
+
+    /// HTTP/1: more has come than the answers to its requests.
+    pub(super) fn note_surplus(&self) {
+        self.surplus.store(true, Relaxed);
+    }
+
+    pub(super) fn has_surplus(&self) -> bool {
+        self.surplus.load(Relaxed)
     }
 
     /// Keeps further requests away.
@@ -328,6 +340,7 @@ impl Guard<TokioIo<Stream>> for Listener {
                     let mut dropped = ReadBuf::uninit(&mut nowhere);
                     ready!(stream.poll_read(cx, &mut dropped))?;
                     if !dropped.filled().is_empty() {
+                        known.note_surplus();
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
@@ -392,6 +405,9 @@ fn poll_head(
             known.answers.fetch_add(1, Relaxed);
         }
         let Some(done) = reader.read(read).map_err(|error| known.give_up(error))? else { continue };
+        if done.surplus {
+            known.note_surplus();
+        }
         let mut plain = done.plain;
         if !done.bodiless {
             plain.extend_from_slice(read.get(done.used..).unwrap_or_default());

@@ -9,15 +9,18 @@
 //! Where others are in use, and fewer requests wait for them, a new one is opened only when none of them has been
 //! given back within [`PATIENCE`]: as many as a steady rate needs are there soon, and not one for each peak.
 //!
-//! A host has as many connections as it had requests in flight at once, for the one that was used last is
-//! used first, and what is not used for [`IDLE_FOR`], or too old (`pool/open.rs`), is closed. All hosts together are bounded by
-//! [`Bounds`]: where these are reached, the connection that was idle longest gives way.
+//! A host has as many connections as it had requests in flight at once, and those that rest, for the one that was used
+//! last is used first, and what is not used for [`IDLE_FOR`], or too old (`pool/open.rs`), is closed. All hosts together
+//! are bounded by [`Bounds`]: where these are reached, the connection that was idle longest gives way.
+//!
+//! An HTTP/1 connection rests before it goes to another account: what its receiver sends behind an answer would be the
+//! answer to that account's request (`doubt.rs`).
 //!
 //! Each thread that sends has a shelf of its own, for a connection wakes the thread that opened it. The
 //! bounds are those of all shelves together.
 //!
 //! Nothing drives an idle HTTP/1 connection. What its receiver sends meanwhile stays in the kernel, which
-//! holds little of it, and that it was closed is seen before it is used.
+//! holds little of it; that, and that it was closed, is seen before it is used.
 
 mod handles;
 mod open;
@@ -76,6 +79,8 @@ pub(super) trait Kept: Sized + Send + 'static {
     /// Another handle of the same connection, for a request of the account (none: of any), where it is shared
     /// and has room for one.
     fn share(&self, account: Option<&AccountId>, now: Instant) -> Option<Self>;
+    /// Whose request was the last on it, and how long it rests before another account's; none: it had none.
+    fn last(&self) -> Option<(AccountId, Duration)>;
     /// Whether a request may still be sent on it, as far as is known.
     fn is_open(&self, now: Instant) -> bool;
 }
@@ -106,7 +111,17 @@ struct Shelf<C> {
 struct Idle<C> {
     host: Arc<Host>,
     since: Instant,
+    /// Whose request was the last on it, and how long it rests before another account's.
+    last: Option<(AccountId, Duration)>,
     connection: C,
+}
+
+impl<C> Idle<C> {
+    /// Whether a request of the account may have it, where requests do not share it.
+    fn serves(&self, account: &AccountId, now: Instant) -> bool {
+        let idle = now.saturating_duration_since(self.since);
+        self.last.as_ref().is_none_or(|(last, rest)| idle >= *rest || last == account)
+    }
 }
 
 /// What is known of one host.
@@ -202,7 +217,8 @@ impl<C: Kept> Pool<C> {
         })
     }
 
-    /// Takes a connection that can serve another request: the one that has waited longest gets it.
+    /// Takes a connection that can serve another request: of those that it may serve at once, the one that has waited
+    /// longest gets it.
     pub(super) fn give(&self, shelf: usize, host: &Arc<Host>, connection: C, now: Instant) {
         if !connection.is_open(now) {
             return;
@@ -276,8 +292,8 @@ impl<C: Kept> Pool<C> {
 }
 
 impl<C: Kept> Shelf<C> {
-    /// The first one that is shared and has room, or else the one that was used last. Those that are of no use
-    /// any more come to `stale`.
+    /// The first one that is shared and has room, or else the one that was used last of those that have rested or were
+    /// the account's. Those that are of no use any more come to `stale`.
     fn take(
         &mut self,
         host: &Arc<Host>,
@@ -302,9 +318,10 @@ impl<C: Kept> Shelf<C> {
             }
             true
         });
-        while taken.is_none()
-            && let Some(slot) = places.own.pop_back()
-        {
+        while taken.is_none() {
+            let serves = |slot: &u32| self.idle.peek(*slot).serves(account, now);
+            let found = places.own.iter().rposition(serves);
+            let Some(slot) = found.and_then(|at| places.own.remove(at)) else { break };
             let Idle { since, connection, .. } = self.idle.remove(slot);
             if is_usable(&connection, since, now) {
                 taken = Some(connection);
@@ -333,13 +350,19 @@ impl<C: Kept> Shelf<C> {
         if connection.is_shared() {
             return self.give_shared(host, connection, now);
         }
-        while let Some((_, (_, waiting))) = places.waiting.pop_first() {
+        let last = connection.last();
+        let serves = |(number, (account, _)): (&u64, &(AccountId, _))| {
+            last.as_ref().is_none_or(|(last, _)| last == account).then_some(*number)
+        };
+        while let Some((_, waiting)) =
+            places.waiting.iter().find_map(serves).and_then(|number| places.waiting.remove(&number))
+        {
             match waiting.send(connection) {
                 Ok(()) => return None,
                 Err(left) => connection = left,
             }
         }
-        let idle = Idle { host: Arc::clone(host), since: now, connection };
+        let idle = Idle { host: Arc::clone(host), since: now, last, connection };
         places.own.push_back(self.idle.insert(idle));
         None
     }
@@ -358,7 +381,7 @@ impl<C: Kept> Shelf<C> {
         if places.shared.iter().any(has_room) {
             return Some(connection);
         }
-        let idle = Idle { host: Arc::clone(host), since: now, connection };
+        let idle = Idle { host: Arc::clone(host), since: now, last: None, connection };
         places.shared.push(self.idle.insert(idle));
         None
     }

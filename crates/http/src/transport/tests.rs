@@ -15,6 +15,7 @@ mod proxy;
 mod request;
 mod resends;
 mod spans;
+mod surplus;
 mod tls;
 
 use std::net::SocketAddr;

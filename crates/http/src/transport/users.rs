@@ -12,6 +12,17 @@ use walhook_core::event::AccountId;
 /// costs a connection.
 pub(super) const SILENT_FOR: Duration = Duration::from_secs(1);
 
+/// How long an HTTP/1 connection is idle before it goes to another account: longer than what comes behind an answer
+/// takes where its receiver sends that at once, and so short that few more connections serve a host of many accounts.
+pub(super) const REST: Duration = Duration::from_millis(10);
+
+/// Each so many times it rests for [`REST_LONG`]: where each request on it has got the answer to the one before, the
+/// answer to the last one comes then, and is no request's.
+const REST_LONG_EVERY: u32 = 32;
+
+/// Longer than most receivers take to answer, and with [`REST_LONG_EVERY`] half as much as [`REST`] in all.
+const REST_LONG: Duration = Duration::from_millis(160);
+
 /// The accounts that use a connection.
 #[derive(Debug, Default)]
 pub(super) struct Users(Mutex<Inner>);
@@ -25,6 +36,8 @@ struct Inner {
     requests: u64,
     /// Whose request was the last.
     last: Option<AccountId>,
+    /// How often the next request was another account's than the last one.
+    handovers: u32,
     silence: Option<Silence>,
     /// When an answer came last.
     answered: Option<Instant>,
@@ -70,6 +83,7 @@ impl Users {
         let last = inner.last.replace(account.clone());
         let silent = inner.silence.take_if(|silence| silence.answers == answers);
         let is_other = |other: &AccountId| other != account;
+        inner.handovers += u32::from(last.as_ref().is_some_and(is_other));
         let before = silent.as_ref().map(|silence| silence.account.clone()).filter(is_other);
         let present = || inner.present.iter().map(|(_, of)| of).find(|of| is_other(of)).cloned();
         let before = before.or(last.filter(is_other)).or_else(present);
@@ -80,6 +94,22 @@ impl Users {
         inner.present.push((number, account.clone()));
         drop(inner);
         (Using { users: Arc::clone(self), number }, before)
+    }
+
+    /// Whose request was the last.
+    pub(super) fn last(&self) -> Option<AccountId> {
+        self.inner().last.clone()
+    }
+
+    /// Whether requests of several accounts were sent there.
+    pub(super) fn are_several(&self) -> bool {
+        self.inner().handovers > 0
+    }
+
+    /// How long the connection rests before another account's request.
+    pub(super) fn rest(&self) -> Duration {
+        let next = self.inner().handovers + 1;
+        if next.is_multiple_of(REST_LONG_EVERY) { REST_LONG } else { REST }
     }
 
     /// An answer came.
@@ -159,6 +189,20 @@ mod tests {
         assert!(silent(Some(&b), 1, SILENT_FOR) && silent(None, 1, SILENT_FOR));
         assert!(!silent(Some(&a), 1, SILENT_FOR), "it waits for itself alone");
         assert!(!silent(Some(&b), 2, SILENT_FOR), "an answer has begun");
+    }
+
+    #[test]
+    fn connection_rests_long_before_each_so_manyth_other_account() {
+        let (users, now) = (Arc::new(Users::default()), Instant::now());
+        let accounts = ["a", "a", "b", "b", "c"].map(AccountId::new);
+        let mut long = Vec::new();
+        for account in accounts.iter().cycle().take(200) {
+            if users.rest() == REST_LONG && users.last().is_some_and(|last| last != *account) {
+                long.push(users.inner().handovers + 1);
+            }
+            users.begin(account, 0, now);
+        }
+        assert_eq!(long, [32, 64, 96]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
 
+use super::super::users::REST;
 use super::*;
 
 #[derive(Debug, Clone)]
@@ -13,6 +14,7 @@ struct Fake {
     open: Arc<AtomicBool>,
     /// When it takes its last request.
     until: Option<Instant>,
+    last: Option<AccountId>,
     /// Requests that it still takes, where it is shared.
     room: Arc<AtomicUsize>,
 }
@@ -24,7 +26,13 @@ impl Fake {
 
     fn with_room(id: u32, shared: bool, room: usize) -> Self {
         let (open, room) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(room)));
-        Self { id, shared, open, until: None, room }
+        Self { id, shared, open, until: None, last: None, room }
+    }
+
+    /// As it is after a request of the account. One that requests share is nobody's.
+    fn used_by(self, account: &AccountId) -> Self {
+        let last = (!self.shared).then(|| account.clone());
+        Self { last, ..self }
     }
 }
 
@@ -43,6 +51,10 @@ impl Kept for Fake {
         Some(self.clone())
     }
 
+    fn last(&self) -> Option<(AccountId, Duration)> {
+        Some((self.last.clone()?, REST))
+    }
+
     fn is_open(&self, now: Instant) -> bool {
         self.open.load(Relaxed) && self.until.is_none_or(|until| now < until)
     }
@@ -55,6 +67,16 @@ fn host(n: usize) -> Arc<Host> {
 
 fn account() -> AccountId {
     AccountId::new("a")
+}
+
+/// Whether a connection that was used last by this account is the other's at once.
+fn is_free_for(last: Option<&AccountId>, account: &AccountId) -> bool {
+    last.is_none_or(|last| last == account)
+}
+
+/// One of a few.
+fn nth_account(n: usize) -> AccountId {
+    AccountId::new(n.to_string())
 }
 
 fn pool(open: usize, idle: usize) -> Arc<Pool<Fake>> {
@@ -196,9 +218,32 @@ fn pool_gives_no_request_a_connection_that_is_too_old_and_ends_none_of_those_on_
     assert_eq!(remembered(&pool), (0, 0));
 }
 
+#[test]
+fn pool_lets_a_connection_rest_before_another_account_has_it() {
+    let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
+    let [a, b] = [1, 2].map(nth_account);
+    let of = |id, account: &AccountId| Fake { last: Some(account.clone()), ..Fake::new(id, false) };
+    let [mut other, mut own] = [&b, &a].map(|it| pool.take(0, &host, it, now).unwrap_err());
+    pool.give(0, &host, of(1, &a), now);
+    assert_eq!((got(&mut other).is_none(), got(&mut own).unwrap().id), (true, 1), "it comes later");
+    drop((other, own));
+
+    pool.give(0, &host, of(2, &a), now);
+    pool.give(0, &host, of(3, &b), now);
+    assert_eq!(pool.take(0, &host, &a, now).unwrap().id, 2);
+    let almost = now + REST - Duration::from_millis(1);
+    assert!(pool.take(0, &host, &a, almost).is_err());
+    assert_eq!(pool.take(0, &host, &a, now + REST).unwrap().id, 3);
+
+    // One that nobody has used needs no rest.
+    pool.give(0, &host, Fake::new(4, false), now);
+    assert_eq!(pool.take(0, &host, &a, now).unwrap().id, 4);
+    assert_eq!(remembered(&pool), (0, 0));
+}
+
 #[derive(Debug, Clone)]
 enum Action {
-    Take { host: usize },
+    Take { host: usize, account: usize },
     Give { held: usize },
     GiveShared { host: usize },
     Close { held: usize },
@@ -208,12 +253,13 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        4 => (0usize..3).prop_map(|host| Action::Take { host }),
+        4 => (0usize..3, 0usize..3).prop_map(|(host, account)| Action::Take { host, account }),
         4 => any::<usize>().prop_map(|held| Action::Give { held }),
         1 => (0usize..3).prop_map(|host| Action::GiveShared { host }),
         1 => any::<usize>().prop_map(|held| Action::Close { held }),
         1 => any::<usize>().prop_map(|waiting| Action::GiveUp { waiting }),
         2 => (0u64..3_000).prop_map(|ms| Action::Wait { ms }),
+        2 => (0u64..20).prop_map(|ms| Action::Wait { ms }),
     ]
 }
 
@@ -222,11 +268,15 @@ fn action() -> impl Strategy<Value = Action> {
 struct Naive(Vec<(usize, Fake, Instant)>);
 
 impl Naive {
-    fn take(&mut self, host: usize, now: Instant) -> Option<u32> {
+    fn take(&mut self, host: usize, account: &AccountId, now: Instant) -> Option<u32> {
         loop {
             let of_host = |(of, _, _): &(usize, Fake, Instant)| *of == host;
             let shared = self.0.iter().position(|idle| of_host(idle) && idle.1.shared);
-            let place = shared.or_else(|| self.0.iter().rposition(of_host))?;
+            let serves = |idle: &(usize, Fake, Instant)| {
+                let (_, fake, since) = idle;
+                of_host(idle) && (now >= *since + REST || is_free_for(fake.last.as_ref(), account))
+            };
+            let place = shared.or_else(|| self.0.iter().rposition(serves))?;
             let (_, fake, since) = self.0.remove(place);
             if fake.is_open(now) && now < since + IDLE_FOR {
                 let id = fake.id;
@@ -263,20 +313,24 @@ proptest! {
         let (mut now, mut next) = (Instant::now(), 0);
         for action in actions {
             match action {
-                Action::Take { host } => match (pool.take(0, &hosts[host], &account(), now), naive.take(host, now)) {
-                    (Ok(fake), id) => {
-                        prop_assert_eq!(Some(fake.id), id);
-                        held.push((host, fake));
+                Action::Take { host, account } => {
+                    let account = nth_account(account);
+                    let taken = pool.take(0, &hosts[host], &account, now);
+                    match (taken, naive.take(host, &account, now)) {
+                        (Ok(fake), id) => {
+                            prop_assert_eq!(Some(fake.id), id);
+                            held.push((host, fake.used_by(&account)));
+                        }
+                        (Err(mut waiting), None) => {
+                            prop_assert!(got(&mut waiting).is_none());
+                            // What it opens for itself comes first, or what is given back.
+                            held.push((host, Fake::new(next, false).used_by(&account)));
+                            next += 1;
+                            line.push((host, account, waiting));
+                        }
+                        (Err(_), Some(id)) => prop_assert!(false, "{id} is idle"),
                     }
-                    (Err(mut waiting), None) => {
-                        prop_assert!(got(&mut waiting).is_none());
-                        // What it opens for itself comes first, or what is given back.
-                        held.push((host, Fake::new(next, false)));
-                        next += 1;
-                        line.push((host, waiting));
-                    }
-                    (Err(_), Some(id)) => prop_assert!(false, "{id} is idle"),
-                },
+                }
                 Action::Give { held: at } if !held.is_empty() => {
                     let (host, fake) = held.swap_remove(at % held.len());
                     give(&pool, &hosts, &mut naive, &mut line, &mut held, (host, fake), now, max);
@@ -307,13 +361,13 @@ proptest! {
     }
 }
 
-/// Gives a connection back on both sides: those that wait come first, the longest first.
+/// Gives a connection back on both sides: those that wait and may have it come first, the longest first.
 #[expect(clippy::too_many_arguments, reason = "the state of the test above")]
 fn give(
     pool: &Arc<Pool<Fake>>,
     hosts: &[Arc<Host>; 3],
     naive: &mut Naive,
-    line: &mut Vec<(usize, Waiting<Fake>)>,
+    line: &mut Vec<(usize, AccountId, Waiting<Fake>)>,
     held: &mut Vec<(usize, Fake)>,
     (host, fake): (usize, Fake),
     now: Instant,
@@ -321,11 +375,15 @@ fn give(
 ) {
     pool.give(0, &hosts[host], fake.clone(), now);
     let mut left = fake.is_open(now).then_some(fake);
-    while let Some(at) = line.iter().position(|(of, _)| *of == host) {
+    let last = left.as_ref().and_then(|fake| fake.last.clone());
+    let serves = |(of, account, _): &(usize, AccountId, _)| {
+        *of == host && is_free_for(last.as_ref(), account)
+    };
+    while let Some(at) = line.iter().position(serves) {
         let Some(fake) = left.take() else { return };
-        let (_, mut waiting) = line.remove(at);
+        let (_, account, mut waiting) = line.remove(at);
         assert_eq!(got(&mut waiting).map(|got| got.id), Some(fake.id));
-        held.push((host, fake.clone()));
+        held.push((host, fake.clone().used_by(&account)));
         left = fake.shared.then_some(fake);
     }
     if let Some(fake) = left {

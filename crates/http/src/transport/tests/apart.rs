@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::super::users::SILENT_FOR;
+use super::super::users::{REST, SILENT_FOR};
 use super::http2::{RawServer, Say, frame, ok_200};
 use super::*;
 
@@ -14,8 +14,10 @@ fn capital(stream: u32) -> Say {
     Say::Frames(frame(1, 5, stream, b"\x88\x00\x05X-Bad\x011"))
 }
 
-/// What comes of a request of the account: the kind of its failure, if it failed.
+/// What comes of a request of the account, which may have a connection of another: the kind of its failure, if it
+/// failed.
 async fn sent(transport: &Transport, url: &str, account: &str) -> Option<FailureKind> {
+    tokio::time::sleep(REST).await;
     let endpoint = Endpoint { account: AccountId::new(account), ..endpoint(url) };
     let exchange = transport.send(&attempt(endpoint)).await;
     assert_eq!(exchange.resends, 0);

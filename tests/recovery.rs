@@ -166,6 +166,56 @@ async fn slot_that_is_lost_or_gone_or_recreated_is_recovered_from_with_a_gap() -
     Ok(())
 }
 
+#[tokio::test]
+async fn slot_that_sends_what_is_prepared_halts_before_the_first_and_is_replaced_with_a_gap()
+-> Result<()> {
+    let mut world = World::with("", RULES, &[("max_prepared_transactions", "4")]).await?;
+    // Of the anchor nothing would be given up.
+    world.edit_config("[endpoints]", "replay_window = \"0\"\n[endpoints]")?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    world.settled().await?;
+    ensure!(running.terminate().await?.success());
+    drop_slot(&world).await?;
+    world
+        .sql
+        .batch_execute(
+            "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput', false, true)",
+        )
+        .await?;
+    let says = "sends transactions when they are prepared";
+    halts(&mut world, says).await?;
+    for (command, code) in [
+        (&["check"][..], 1),
+        (&["status"], 3),
+        (&["setup"], 3),
+        (&["recover", "--skip-change", "0/1"], 3),
+    ] {
+        let output = world.walhook(command).await?;
+        let said = text(&output.stdout) + &text(&output.stderr);
+        ensure!(output.status.code() == Some(code) && said.contains(says), "{command:?}: {said}");
+    }
+    recovers(&world, &["--accept-gap"]).await?;
+    let running = world.run().await?;
+    for (id, ends) in [(2, "ROLLBACK PREPARED 'p'"), (3, "COMMIT PREPARED 'p'")] {
+        let prepares = format!(
+            "BEGIN; INSERT INTO subscribers (id, account_id, email) VALUES ({id}, 1, 'p');
+             PREPARE TRANSACTION 'p'"
+        );
+        world.sql.batch_execute(&prepares).await?;
+        world.sql.batch_execute(ends).await?;
+    }
+    world.delivered(2).await?;
+    world.settled().await?;
+    let created = |id| ("subscriber.created".to_owned(), id);
+    let taken = taken(&world.mock.received());
+    ensure!(taken["/1"] == [1, 3].map(created), "{taken:?}");
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
 /// Where the anchor stands, once there is one.
 async fn until_anchored(world: &World) -> Result<()> {
     let anchors = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'";

@@ -164,7 +164,7 @@ enum Begin {
     /// Where the slot begins that is there.
     Slot(Lsn),
     /// Where a new slot will begin.
-    NewSlot { drop_lost: bool },
+    NewSlot { drop: bool },
     /// Where the anchor slot stands, of which the slot is made anew; at the checkpoint where it reaches back
     /// to that.
     Anchor { at: Lsn, drop: bool },
@@ -199,8 +199,8 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         (Some(halt), _, true) | (None, Some(halt), false) => cause(halt),
     };
     let begin = match bad_slot {
-        Some(Halt::SlotMissing { .. }) => Begin::NewSlot { drop_lost: false },
-        Some(Halt::SlotLost { .. }) => Begin::NewSlot { drop_lost: true },
+        Some(Halt::SlotMissing { .. }) => Begin::NewSlot { drop: false },
+        Some(Halt::SlotLost { .. } | Halt::SlotTwoPhase { .. }) => Begin::NewSlot { drop: true },
         Some(Halt::Gap { to, .. }) => Begin::Slot(to),
         Some(Halt::OlderCopy { .. }) => Begin::Slot(begin_of(name, slot)?),
         Some(
@@ -322,12 +322,10 @@ impl Plan {
             )
         });
         match self.begin {
-            Begin::NewSlot { drop_lost: true } => {
-                lines.push(format!("It drops the lost slot {slot} and creates it anew."));
+            Begin::NewSlot { drop: true } => {
+                lines.push(format!("It drops the slot {slot} and creates it anew."));
             }
-            Begin::NewSlot { drop_lost: false } => {
-                lines.push(format!("It creates the slot {slot}."))
-            }
+            Begin::NewSlot { drop: false } => lines.push(format!("It creates the slot {slot}.")),
             Begin::Anchor { .. } => lines.push(format!(
                 "It makes the slot {slot} of {}, which has what came after that.",
                 anchor::name(slot)
@@ -382,8 +380,8 @@ async fn recover(
             follow_failover(config, source, name).await?;
             at
         }
-        Begin::NewSlot { drop_lost } => {
-            if drop_lost {
+        Begin::NewSlot { drop } => {
+            if drop {
                 slot::drop(source, name)
                     .await
                     .with_context(|| format!("cannot drop the slot {name}"))?;

@@ -23,6 +23,8 @@ pub struct SlotState {
     pub here: bool,
     /// Whether it vanishes with the session that made it.
     pub temporary: bool,
+    /// Whether it sends transactions when they are prepared, before they are committed.
+    pub two_phase: bool,
 }
 
 /// Which database this is, beyond its address.
@@ -71,6 +73,18 @@ pub enum Halt {
         slot: String,
         /// Why it is lost.
         why: Lost,
+        /// The checkpoint.
+        from: Lsn,
+    },
+    /// The slot sends what is prepared, which may never be committed.
+    #[error(
+        "replication slot {slot:?} sends transactions when they are prepared, not when they are committed \
+         (two_phase), and walhook has made none like that: changes committed after {from} cannot be read \
+         from it. `walhook recover --accept-gap` drops it, makes a new slot, records the gap and goes on from there"
+    )]
+    SlotTwoPhase {
+        /// Its name.
+        slot: String,
         /// The checkpoint.
         from: Lsn,
     },
@@ -242,6 +256,7 @@ impl Halt {
         match &mut self {
             Self::SlotMissing { from, .. }
             | Self::SlotLost { from, .. }
+            | Self::SlotTwoPhase { from, .. }
             | Self::Gap { from, .. } => *from = checkpoint,
             Self::SlotForeign { .. }
             | Self::OtherSource { .. }
@@ -307,6 +322,9 @@ pub fn check_slot(name: &str, slot: Option<&SlotState>, from: Lsn) -> Result<(),
     if let Some(why) = slot.lost.clone() {
         return Err(Halt::SlotLost { slot: name(), why, from });
     }
+    if slot.two_phase {
+        return Err(Halt::SlotTwoPhase { slot: name(), from });
+    }
     match slot.confirmed_flush {
         Some(to) if to > from => Err(Halt::Gap { slot: name(), from, to }),
         Some(_) | None => Ok(()),
@@ -369,6 +387,7 @@ mod tests {
             plugin: "pgoutput".into(),
             here: true,
             temporary: false,
+            two_phase: false,
         }
     }
 
@@ -390,6 +409,8 @@ mod tests {
         assert!(matches!(check_slot("s", None, Lsn(5)), Err(Halt::SlotMissing { .. })));
         let lost = SlotState { lost: Some(Lost::WalLevel), ..slot(1) };
         assert!(matches!(check_slot("s", Some(&lost), Lsn(5)), Err(Halt::SlotLost { .. })));
+        let prepares = SlotState { two_phase: true, ..slot(1) };
+        assert!(matches!(check_slot("s", Some(&prepares), Lsn(5)), Err(Halt::SlotTwoPhase { .. })));
         let other = SlotState { plugin: "test_decoding".into(), ..slot(1) };
         assert!(matches!(check_slot("s", Some(&other), Lsn(5)), Err(Halt::SlotForeign { .. })));
         let elsewhere = SlotState { here: false, ..slot(1) };

@@ -101,6 +101,7 @@ impl Slot {
             plugin: self.plugin.clone().unwrap_or_default(),
             here: self.here,
             temporary: self.temporary,
+            two_phase: self.two_phase,
         }
     }
 }

@@ -152,6 +152,11 @@ pub(super) async fn slot(
             report.fail("slot", finding, "run `walhook teardown`, then `walhook setup`");
             return Ok(());
         }
+        (Err(Halt::SlotTwoPhase { .. }), None) => {
+            let finding = format!("{name} sends transactions when they are prepared (two_phase)");
+            report.fail("slot", finding, "drop that slot, then run `walhook setup`");
+            return Ok(());
+        }
         (Err(halt), _) => {
             report.halt("slot", &halt);
             return Ok(());

@@ -9,6 +9,9 @@ pub(super) fn cause(halt: &Halt) -> String {
             format!("replication slot {slot:?} did not exist any more")
         }
         Halt::SlotLost { slot, why, .. } => format!("replication slot {slot:?} was lost: {why}"),
+        Halt::SlotTwoPhase { slot, .. } => format!(
+            "replication slot {slot:?} was made with two_phase, and sent what was prepared before it committed"
+        ),
         Halt::Gap { slot, .. } => format!(
             "replication slot {slot:?} began after the checkpoint: it was recreated, or the state was \
              restored from a backup"

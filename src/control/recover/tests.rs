@@ -115,7 +115,7 @@ async fn recover_replaces_a_lost_slot() {
     assert_eq!((setup_says.exit_code(), setup_says.to_string()), (3, halt.to_string()));
 
     let (text, _) = recovered(&config, false).await.unwrap();
-    assert!(text.contains("drops the lost slot walhook and creates it anew"), "{text}");
+    assert!(text.contains("drops the slot walhook and creates it anew"), "{text}");
     is_well_again(&fixture, &config).await;
 }
 

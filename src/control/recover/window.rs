@@ -21,7 +21,7 @@ pub(super) async fn better(
     from: Lsn,
 ) -> Result<Begin> {
     let (drop, otherwise) = match begin {
-        Begin::NewSlot { drop_lost } => (drop_lost, None),
+        Begin::NewSlot { drop } => (drop, None),
         Begin::Slot(to) => (true, Some(to)),
         Begin::Checkpoint | Begin::Anchor { .. } => return Ok(begin),
     };

@@ -157,6 +157,7 @@ kinds_of!(GAPS, fn gap(GapKind) {
 kinds_of!(HALTS, fn halt(&Halt) {
     Halt::SlotMissing { .. } => "slot-missing",
     Halt::SlotLost { .. } => "slot-lost",
+    Halt::SlotTwoPhase { .. } => "slot-two-phase",
     Halt::SlotForeign { .. } => "slot-foreign",
     Halt::Gap { .. } => "gap",
     Halt::OtherSource { .. } => "other-source",

@@ -32,6 +32,7 @@ impl Run {
             plugin: "pgoutput".into(),
             here: true,
             temporary: false,
+            two_phase: false,
         };
         let source = SourceIdentity {
             system_identifier: SYSTEM,
@@ -105,7 +106,10 @@ impl Run {
         // A slot that is gone, or cannot be read any more, is made anew where the WAL ends. All else is put
         // right: the copy is taken away, the configuration corrected.
         let resolved = match halt {
-            Halt::SlotMissing { .. } | Halt::SlotLost { .. } | Halt::PublicationMissing { .. } => {
+            Halt::SlotMissing { .. }
+            | Halt::SlotLost { .. }
+            | Halt::SlotTwoPhase { .. }
+            | Halt::PublicationMissing { .. } => {
                 let from = self.state.frontier;
                 let to = self.postgres.wal_end().max(from);
                 self.state.accept_gap(from, to);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
+use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::{Cluster, StopMode};
 
 use crate::support::{PATIENCE, RULES, World, bodies, text};
@@ -125,6 +127,41 @@ async fn halt_names_its_reason_and_ends_when_that_is_fixed() -> Result<()> {
     run_sql(&world, "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')").await?;
     let begin = world.value(CONFIRMED).await?;
     halts(&mut world, &[&format!("begins at {begin}, after the checkpoint {frontier}")]).await
+}
+
+#[tokio::test]
+async fn halt_where_the_slot_is_another_program_s_names_its_kind_and_ends_with_it() -> Result<()> {
+    let mut world = World::new().await?;
+    goes_on(&mut world).await?;
+    run_sql(&world, "CREATE DATABASE elsewhere").await?;
+    let elsewhere = Connection::open_with_path(
+        &Secret::new(world.cluster.url("elsewhere")),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await?;
+    let here = world.connect().await?;
+    drop_slot(&world).await?;
+    let logical = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')";
+    let decoding = "SELECT pg_create_logical_replication_slot('walhook', 'test_decoding')";
+    let physical = "SELECT pg_create_physical_replication_slot('walhook')";
+    // In use for as long as its session lasts: whoever has it is no instance to stand by for.
+    let temporary = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput', true)";
+    for (session, create, kind) in [
+        (&elsewhere, logical, "another database"),
+        (&here, decoding, "\"test_decoding\""),
+        (&here, physical, "a physical slot"),
+        (&elsewhere, temporary, "a temporary one"),
+    ] {
+        session.batch_execute(create).await?;
+        let (status, log) = world.spawn()?.ended_with_log().await?;
+        ensure!(status.code() == Some(3), "{status}, not a halt:\n{log}");
+        shown(&world, &log, &["is not ours", kind]).await?;
+        if !create.ends_with("true)") {
+            session.batch_execute("SELECT pg_drop_replication_slot('walhook')").await?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]

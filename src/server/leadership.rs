@@ -168,6 +168,7 @@ async fn until_free(config: &Config) {
     while let Ok(Ok(Some(slot))) =
         tokio::time::timeout(OPEN_TIMEOUT, slot::read(&client, &config.source.slot)).await
         && slot.active_pid.is_some()
+        && slot.is_ours()
     {
         tokio::time::sleep(STANDBY_POLL).await;
     }

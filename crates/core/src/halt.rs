@@ -4,28 +4,13 @@
 //! START_REPLICATION itself says nothing of all this: it clamps a position that the slot has passed.
 
 mod lost;
+mod slot;
 
 use std::fmt;
 
 use super::lsn::Lsn;
 pub use lost::Lost;
-
-/// What a slot's row says, as far as it decides whether we may go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotState {
-    /// Where the server would start at the earliest; `None` for a physical slot.
-    pub confirmed_flush: Option<Lsn>,
-    /// Why it cannot be read any more, where that is so.
-    pub lost: Option<Lost>,
-    /// The output plugin.
-    pub plugin: String,
-    /// Whether it belongs to the database that we are connected to.
-    pub here: bool,
-    /// Whether it vanishes with the session that made it.
-    pub temporary: bool,
-    /// Whether it sends transactions when they are prepared, before they are committed.
-    pub two_phase: bool,
-}
+pub use slot::{SlotState, check_ours, check_readable, check_slot};
 
 /// Which database this is, beyond its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,40 +282,6 @@ pub fn check_wal_end(wal_end: Lsn, from: Lsn) -> Result<(), Halt> {
     if wal_end < from { Err(Halt::OlderCopy { from, wal_end }) } else { Ok(()) }
 }
 
-/// Whether streaming from `from` would miss nothing.
-///
-/// # Errors
-/// The reason to halt.
-pub fn check_slot(name: &str, slot: Option<&SlotState>, from: Lsn) -> Result<(), Halt> {
-    let name = || name.to_owned();
-    let Some(slot) = slot else { return Err(Halt::SlotMissing { slot: name(), from }) };
-    if slot.temporary {
-        let problem = "it is a temporary one of another session".to_owned();
-        return Err(Halt::SlotForeign { slot: name(), problem });
-    }
-    if slot.plugin != "pgoutput" {
-        let problem = match slot.plugin.as_str() {
-            "" => "it is a physical slot".to_owned(),
-            plugin => format!("its plugin is {plugin:?}, not pgoutput"),
-        };
-        return Err(Halt::SlotForeign { slot: name(), problem });
-    }
-    if !slot.here {
-        let problem = "it belongs to another database of this cluster".to_owned();
-        return Err(Halt::SlotForeign { slot: name(), problem });
-    }
-    if let Some(why) = slot.lost.clone() {
-        return Err(Halt::SlotLost { slot: name(), why, from });
-    }
-    if slot.two_phase {
-        return Err(Halt::SlotTwoPhase { slot: name(), from });
-    }
-    match slot.confirmed_flush {
-        Some(to) if to > from => Err(Halt::Gap { slot: name(), from, to }),
-        Some(_) | None => Ok(()),
-    }
-}
-
 /// Whether `found` can only be `expected` after a promotion: the same host, cluster and database on a
 /// later timeline.
 #[must_use]
@@ -378,44 +329,6 @@ pub fn check_source(found: &SourceIdentity, expected: &SourceIdentity) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn slot(confirmed: u64) -> SlotState {
-        let confirmed_flush = Some(Lsn(confirmed));
-        SlotState {
-            confirmed_flush,
-            lost: None,
-            plugin: "pgoutput".into(),
-            here: true,
-            temporary: false,
-            two_phase: false,
-        }
-    }
-
-    #[test]
-    fn slot_at_or_before_the_checkpoint_is_good() {
-        assert_eq!(check_slot("s", Some(&slot(5)), Lsn(5)), Ok(()));
-        assert_eq!(check_slot("s", Some(&slot(4)), Lsn(5)), Ok(()));
-    }
-
-    #[test]
-    fn slot_after_the_checkpoint_is_a_gap_that_names_its_range() {
-        let halt = check_slot("s", Some(&slot(6)), Lsn(5)).unwrap_err();
-        assert_eq!(halt, Halt::Gap { slot: "s".into(), from: Lsn(5), to: Lsn(6) });
-        assert!(halt.to_string().contains("0/6, after the checkpoint 0/5"));
-    }
-
-    #[test]
-    fn missing_lost_and_foreign_slots_halt() {
-        assert!(matches!(check_slot("s", None, Lsn(5)), Err(Halt::SlotMissing { .. })));
-        let lost = SlotState { lost: Some(Lost::WalLevel), ..slot(1) };
-        assert!(matches!(check_slot("s", Some(&lost), Lsn(5)), Err(Halt::SlotLost { .. })));
-        let prepares = SlotState { two_phase: true, ..slot(1) };
-        assert!(matches!(check_slot("s", Some(&prepares), Lsn(5)), Err(Halt::SlotTwoPhase { .. })));
-        let other = SlotState { plugin: "test_decoding".into(), ..slot(1) };
-        assert!(matches!(check_slot("s", Some(&other), Lsn(5)), Err(Halt::SlotForeign { .. })));
-        let elsewhere = SlotState { here: false, ..slot(1) };
-        assert!(matches!(check_slot("s", Some(&elsewhere), Lsn(5)), Err(Halt::SlotForeign { .. })));
-    }
 
     #[test]
     fn wal_that_ends_before_the_checkpoint_halts() {

@@ -161,13 +161,15 @@ pub(super) async fn open(
         halt::check_source(&found, expected)?;
     }
     known.timelines.accept(primary);
+    let state = slot.as_ref().map(Slot::state);
+    if let Some(state) = &state {
+        halt::check_ours(&settings.slot, state)?;
+    }
     if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
         return Err(OpenError::SlotInUse);
     }
-    // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
-    if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
-        halt::check_slot(&settings.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
-    }
+    // Where it begins is asked when it is ours: until then another may lead, and move it on.
+    halt::check_readable(&settings.slot, state.as_ref(), at)?;
     let sender_timeout = lease_timeout(&mut replication, settings.lease_timeout).await?;
     if streams {
         replication.stream_above(settings.stream_above.0).await?;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::{Cluster, StopMode};
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{PATIENCE, RULES, World, bodies, text};
 
@@ -354,6 +355,33 @@ async fn halt_when_a_rules_table_is_renamed_loses_nothing_and_ends_when_it_is_na
     world.subscribe(2, 1).await?;
     world.delivered(2).await?;
     ensure!(world.value("SELECT count(*) FROM walhook.gaps").await? == "0");
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn halt_that_the_catalog_gives_waits_for_what_is_in_flight_and_sends_nothing_twice() -> Result<()>
+{
+    let mut world = World::new().await?;
+    // Longer than from one look to the next.
+    world.hook(1, 1, "?delay=7s").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
+    run_sql(&world, "ALTER PUBLICATION walhook SET (publish = 'insert')").await?;
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    shown(&world, &log, &["does not publish updates"]).await?;
+
+    let publishes = "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')";
+    run_sql(&world, publishes).await?;
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    let running = world.run().await?;
+    world.subscribe(2, 1).await?;
+    world.delivered(2).await?;
+    world.settled().await?;
+    let received = world.mock.received();
+    ensure!(received.len() == 2, "{} requests for 2 events", received.len());
     ensure!(running.terminate().await?.success());
     Ok(())
 }

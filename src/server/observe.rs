@@ -47,8 +47,8 @@ pub(super) struct Observer {
     watcher: Watcher,
     /// Told when cached routes may be outdated without a change that says so.
     evict: watch::Sender<Option<u32>>,
-    /// Rules that no longer fit.
-    misfit: Option<Misfit>,
+    /// Why it is to halt.
+    halting: Option<Halting>,
     held: Held,
 }
 
@@ -69,7 +69,7 @@ impl Work for Observer {
     const PAUSE: Duration = EVERY;
 
     async fn work(&mut self) -> Result<Infallible, TaskError> {
-        self.misfit = None;
+        self.halting = None;
         loop {
             let sessions = Arc::clone(&self.sessions);
             let client = sessions.source().await?;
@@ -92,8 +92,8 @@ impl Observer {
         evict: watch::Sender<Option<u32>>,
     ) -> Self {
         let watcher = Watcher::new(Arc::clone(&sessions), Arc::clone(&metrics), system_identifier);
-        let (misfit, held) = (None, Held::default());
-        Self { sessions, metrics, tell, watcher, evict, misfit, held }
+        let (halting, held) = (None, Held::default());
+        Self { sessions, metrics, tell, watcher, evict, halting, held }
     }
 
     /// Looks once. A reason to halt is an error that stops the pipeline.
@@ -102,7 +102,6 @@ impl Observer {
         let waited_for = standbys::waited_for(client, &self.sessions.config.source.slot).await?;
         self.held.look(waited_for, Instant::now(), &self.tell);
         let Seen { slot, overview, published, watched, fit } = self.ask(client).await?;
-        published.map_err(|halt| TaskError::Stop(Stop::Halted(halt)))?;
         match watched {
             Ok(()) => self.tell.works(Part::Watch),
             Err(halt) => {
@@ -111,21 +110,24 @@ impl Observer {
                 self.evict.send_replace(Some(seen_by_all(client).await?));
             }
         }
-        let (misfits, weak) = match fit {
-            Ok(weak) => (None, weak),
-            Err(problem) => (Some(problem), Vec::new()),
+        let (found, weak) = match (published, fit) {
+            (Err(halt), _) => (Some(halt), Vec::new()),
+            (Ok(()), Err(problem)) => (Some(Halt::RuleBroken(problem)), Vec::new()),
+            (Ok(()), Ok(weak)) => (None, weak),
         };
-        if misfits.is_none() && self.misfit.is_some() {
-            tracing::info!("the rules fit their tables again: going on, without a halt");
+        if found.is_none() && self.halting.is_some() {
+            tracing::info!(
+                "publication and tables are again as the rules need them: going on, without a halt"
+            );
         }
         let wal_end = slot.as_ref().map_or(Lsn::ZERO, |slot| slot.wal_end);
-        self.misfit = misfits
-            .map(|problem| self.misfit.take().unwrap_or_else(|| Misfit::new(problem, wal_end)));
-        let due = self.misfit.take_if(|misfit| overview.frontier >= misfit.seen_at);
-        if let Some(Misfit { problem, .. }) = due {
-            return Err(TaskError::Stop(Stop::Halted(Halt::RuleBroken(problem))));
+        self.halting =
+            found.map(|halt| self.halting.take().unwrap_or_else(|| Halting::new(halt, wal_end)));
+        let due = self.halting.take_if(|halting| overview.frontier >= halting.seen_at);
+        if let Some(Halting { halt, .. }) = due {
+            return Err(TaskError::Stop(Stop::Halted(halt)));
         }
-        if self.misfit.is_none() {
+        if self.halting.is_none() {
             let lost = self.watcher.look(client, weak).await?;
             if lost.is_some() {
                 // The endpoint table may be among those that have lost changes.
@@ -184,18 +186,18 @@ async fn seen_by_all(client: &Connection) -> Result<u32, TaskError> {
     Ok(u32::try_from(xmin.wrapping_sub(1) % (1 << 32)).unwrap_or_default())
 }
 
-/// Rules that no longer fit the catalog.
-struct Misfit {
-    problem: String,
-    /// The end of the WAL then, or a little later. What was written before they no longer did is delivered first: with
-    /// a corrected rule it might not be.
+/// What publication and catalog no longer hold, which halts when all from before is settled.
+struct Halting {
+    halt: Halt,
+    /// The end of the WAL then, or a little later. What was written before is delivered first: with a corrected rule it
+    /// might not be, and what is in flight would be sent twice.
     seen_at: Lsn,
 }
 
-impl Misfit {
-    fn new(problem: String, seen_at: Lsn) -> Self {
-        tracing::error!(%problem, "halting once all that came before is settled");
-        Self { problem, seen_at }
+impl Halting {
+    fn new(halt: Halt, seen_at: Lsn) -> Self {
+        tracing::error!(reason = %halt, "halting once all that came before is settled");
+        Self { halt, seen_at }
     }
 }
 

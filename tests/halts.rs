@@ -360,8 +360,8 @@ async fn halt_when_a_rules_table_is_renamed_loses_nothing_and_ends_when_it_is_na
 }
 
 #[tokio::test]
-async fn halt_that_the_catalog_gives_waits_for_what_is_in_flight_and_sends_nothing_twice() -> Result<()>
-{
+async fn halt_that_the_catalog_gives_waits_for_what_is_in_flight_and_sends_nothing_twice()
+-> Result<()> {
     let mut world = World::new().await?;
     // Longer than from one look to the next.
     world.hook(1, 1, "?delay=7s").await?;

@@ -186,6 +186,11 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     };
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
+    let checks = match (started, store.current_epoch().await?) {
+        (true, _) => Checks::Takeover,
+        (false, Epoch(0)) => Checks::First,
+        (false, _) => Checks::Restart,
+    };
     let session = match open(config, known, &expected, at, streams).await {
         // Another database than ours need not hold what we look for.
         Err(OpenError::Stop(stop)) => return Err(stop.into()),
@@ -199,12 +204,12 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
         // Before it is needed: one that does not fit could not take over, and would halt for its own faults.
         Err(OpenError::SlotInUse) if !started => {
             let client = Connection::open(direct_url(config), SENTINEL.name).await?;
-            let checked = check_fit(config, &client, &store, system, started).await;
+            let checked = check_fit(config, &client, &store, system, checks).await;
             return Err(checked.map_or_else(OpenError::beside_a_leader, |_| OpenError::SlotInUse));
         }
         session => session?,
     };
-    let rules = check_fit(config, &session.sentinel, &store, system, started).await?;
+    let rules = check_fit(config, &session.sentinel, &store, system, checks).await?;
     let sessions = match &config.workers {
         Some(_) => store.sessions_of_workers(WORKERS_WITHIN).await?,
         None => Vec::new(),
@@ -224,16 +229,31 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     Ok(Leader { epoch, clock, system_identifier: system, start, store, source, before, known })
 }
 
-/// Compiles the rules, and checks that the source shows what they and the look-ups need. What is told once `started`,
-/// and helps nobody by ending it then, is refused before.
+/// What is refused beside what would lose changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checks {
+    /// Nobody has led this pipeline yet: all that is wrong.
+    First,
+    /// Somebody has, who would still: what of the configuration waiting does not fix. What has become of the
+    /// publication since is told while we run, as by the leader that was there; to refuse would keep everything from
+    /// everyone.
+    Restart,
+    /// This process has passed them.
+    Takeover,
+}
+
+/// Compiles the rules, and checks that the source shows what they and the look-ups need.
 async fn check_fit(
     config: &Config,
     client: &Connection,
     store: &StateStore,
     system: u64,
-    started: bool,
+    checks: Checks,
 ) -> Result<Rules, OpenError> {
-    let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };
+    let endpoints = match checks {
+        Checks::Takeover => EndpointTable::LookedUp,
+        Checks::First | Checks::Restart => EndpointTable::Checked,
+    };
     let rules = compile_rules(config, client, system, endpoints).await?;
     // After the rules: one that names no table at all is the configuration's fault.
     let published = published::check(config, client).await?;
@@ -244,10 +264,13 @@ async fn check_fit(
         }
     }
     published.map_err(OpenError::of_halt)?;
-    if started {
+    if checks == Checks::Takeover {
         return Ok(rules);
     }
-    published::unwatched(config, client).await?.map_err(OpenError::of_halt)?;
+    if checks == Checks::First {
+        published::unwatched(config, client).await?.map_err(OpenError::of_halt)?;
+        refuse_to_break_writes(config, client).await?;
+    }
     published::check_rows(config, client).await?.map_err(OpenError::of_halt)?;
     // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
     if let Err(error @ LookupError::Incomparable { .. }) =
@@ -255,7 +278,6 @@ async fn check_fit(
     {
         return Err(OpenError::refused(error));
     }
-    refuse_to_break_writes(config, client).await?;
     for doubt in labels::unknown(config, client).await? {
         tracing::warn!("{doubt}");
     }
@@ -289,8 +311,7 @@ async fn resume_prepared(
     Ok(at)
 }
 
-/// Refuses to start where being published makes somebody's own writes fail. While we run, to halt
-/// would not help them.
+/// Refuses to begin where being published makes somebody's own writes fail.
 async fn refuse_to_break_writes(config: &Config, client: &Connection) -> Result<(), OpenError> {
     let publication = config.source.publication.clone();
     let tables = refused_writes(client, &publication).await?;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::coverage::Watcher;
 use super::error::TaskError;
 use super::held::Held;
+use super::leadership::StartError;
 use super::rulebook::{RulesError, compile_rules};
 use super::sessions::Sessions;
 use super::tasks::{Until, Work};
@@ -21,6 +22,7 @@ use crate::server::metrics::Metrics;
 use crate::server::trouble::Part;
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
 use walhook_postgres::slot::{self, Slot};
 use walhook_postgres::sql::Connection;
 use walhook_postgres::standbys;
@@ -58,6 +60,8 @@ struct Seen {
     overview: Overview,
     published: Result<(), Halt>,
     watched: Result<(), Halt>,
+    /// The tables whose own writes fail because they are published.
+    refused: Vec<RefusedWrites>,
     /// What is wrong with the rules, or what they say of children.
     fit: Result<Vec<String>, String>,
 }
@@ -101,7 +105,7 @@ impl Observer {
         self.metrics.waits.skew.set(skew_seconds(client).await?);
         let waited_for = standbys::waited_for(client, &self.sessions.config.source.slot).await?;
         self.held.look(waited_for, Instant::now(), &self.tell);
-        let Seen { slot, overview, published, watched, fit } = self.ask(client).await?;
+        let Seen { slot, overview, published, watched, refused, fit } = self.ask(client).await?;
         match watched {
             Ok(()) => self.tell.works(Part::Watch),
             Err(halt) => {
@@ -110,6 +114,7 @@ impl Observer {
                 self.evict.send_replace(Some(seen_by_all(client).await?));
             }
         }
+        self.tell_of_refused(refused);
         let (found, weak) = match (published, fit) {
             (Err(halt), _) => (Some(halt), Vec::new()),
             (Ok(()), Err(problem)) => (Some(Halt::RuleBroken(problem)), Vec::new()),
@@ -144,22 +149,33 @@ impl Observer {
         Ok(())
     }
 
+    /// Going on helps those whose writes fail no less than to halt would, and all others more.
+    fn tell_of_refused(&self, tables: Vec<RefusedWrites>) {
+        if tables.is_empty() {
+            return self.tell.works(Part::Writes);
+        }
+        let publication = self.sessions.config.source.publication.clone();
+        let problem = StartError::RefusedWrites { publication, tables };
+        self.tell.fails(Part::Writes, Instant::now(), &problem);
+    }
+
     async fn ask(&self, client: &Connection) -> Result<Seen, TaskError> {
         let config = &self.sessions.config;
-        let (slot, published, watched, fit) = client
+        let (slot, published, watched, refused, fit) = client
             .in_one_transaction(async {
                 let published = published::check(config, client).await?;
                 let watched = published::unwatched(config, client).await?;
+                let refused = refused_writes(client, &config.source.publication).await?;
                 let fit = fit(config, client).await?;
                 // Last: what no longer fits became so before this end of the WAL.
                 let slot = slot::read(client, &config.source.slot).await?;
-                Ok::<_, TaskError>((slot, published, watched, fit))
+                Ok::<_, TaskError>((slot, published, watched, refused, fit))
             })
             .await?;
         let store = self.sessions.state().await?;
         let overview = store.overview().await;
         store.end();
-        Ok(Seen { slot, overview: overview?, published, watched, fit })
+        Ok(Seen { slot, overview: overview?, published, watched, refused, fit })
     }
 }
 

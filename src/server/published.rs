@@ -56,7 +56,7 @@ pub(crate) async fn other_publication(
     Ok(called.map(|called| Halt::OtherPublication { configured, set_up, called }))
 }
 
-/// What keeps changes of the watched tables out of the stream. Refused at the start; while we run it is
+/// What keeps changes of the watched tables out of the stream. Refused at the first start; after it, it is
 /// told, and endpoints are looked up anew again and again: to halt would keep everything from everyone.
 ///
 /// # Errors

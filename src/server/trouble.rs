@@ -59,6 +59,8 @@ pub enum Part {
     Notices,
     /// Changes of the watched tables.
     Watch,
+    /// The customer's own writes to the published tables.
+    Writes,
     /// The table of workers.
     Workers,
     /// What brings leader and workers together.
@@ -79,7 +81,7 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Start,
         Self::Stream,
         Self::Sending,
@@ -98,6 +100,7 @@ impl Part {
         Self::Vacuum,
         Self::Notices,
         Self::Watch,
+        Self::Writes,
         Self::Workers,
         Self::Bus,
         Self::Oversize,
@@ -130,6 +133,7 @@ impl Part {
             Self::Vacuum => "vacuum",
             Self::Notices => "notices",
             Self::Watch => "watch",
+            Self::Writes => "writes",
             Self::Workers => "workers",
             Self::Bus => "bus",
             Self::Oversize => "oversize",
@@ -180,6 +184,10 @@ impl Part {
             Self::Watch => {
                 "changes of the endpoint table do not come; until they do, endpoints are looked up anew \
                  every 5 s"
+            }
+            Self::Writes => {
+                "UPDATE and DELETE of published tables fail for those who write them, because they are published; \
+                 delivery goes on"
             }
             Self::Workers => {
                 "cannot store how workers stand; delivery goes on, and `workers list` is old"
@@ -234,6 +242,7 @@ impl Part {
             Self::Vacuum => "the state tables are vacuumed",
             Self::Notices => "notices are read",
             Self::Watch => "changes of the endpoint table come",
+            Self::Writes => "being published makes nobody's writes fail",
             Self::Workers => "how workers stand is stored",
             Self::Bus => "the bus brings leader and workers together",
             Self::Oversize => "the bus takes all requests",
@@ -271,6 +280,7 @@ impl Part {
             | Self::Vacuum
             | Self::Notices
             | Self::Watch
+            | Self::Writes
             | Self::Workers
             | Self::Bus
             | Self::Oversize

@@ -323,3 +323,52 @@ async fn rule_that_loses_its_column_or_identity_while_nothing_is_written_halts()
     ensure!(complaints(&world).await?.is_empty());
     Ok(())
 }
+
+#[tokio::test]
+async fn writes_that_come_to_fail_later_are_told_by_who_leads_and_keep_no_later_start_away()
+-> Result<()> {
+    let rules = RULES.replace("\"update\"", "\"insert\"").replace("\"delete\"", "\"insert\"");
+    let mut world = World::bare("", &rules, &[]).await?;
+    world
+        .sql
+        .batch_execute(
+            "CREATE TABLE subscribers (id bigint, account_id bigint NOT NULL, email text, status text)
+                 PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF subscribers FOR VALUES FROM (MINVALUE) TO (100);
+             ALTER TABLE subscribers REPLICA IDENTITY FULL; ALTER TABLE low REPLICA IDENTITY FULL;
+             CREATE TABLE webhooks (id bigint PRIMARY KEY, account_id bigint NOT NULL, url text NOT NULL,
+                 event_types text[] NOT NULL DEFAULT '{*}', secret text, enabled boolean NOT NULL DEFAULT true)",
+        )
+        .await?;
+    world.set_up().await?;
+    let found = complaints(&world).await?;
+    let key = "warn  replica identity: public.subscribers is partitioned and has no primary key";
+    ensure!(found.iter().any(|line| line.starts_with(key)), "{found:#?}");
+    world.hook(1, 1, "").await?;
+    let mut running = world.run().await?;
+    let attach = "CREATE TABLE high PARTITION OF subscribers FOR VALUES FROM (100) TO (200)";
+    world.sql.batch_execute(attach).await?;
+    world.subscribe(100, 1).await?;
+    ensure!(update_fails(&world, "high").await);
+    // What a restart finds is told as by who led before.
+    let leaves = "ALTER PUBLICATION walhook DROP TABLE webhooks";
+    let told = |part| format!("SELECT count(*) FROM walhook.troubles WHERE part = '{part}'");
+    for (n, breaks) in [(1, ""), (2, leaves)] {
+        running.until_logged("UPDATE and DELETE of public.high fail").await?;
+        world.until(&told("writes"), "1").await?;
+        world.sql.batch_execute(breaks).await?;
+        ensure!(running.terminate().await?.success());
+        running = world.run().await?;
+        world.subscribe(100 + n, 1).await?;
+        world.delivered(u64::try_from(n)? + 1).await?;
+    }
+    world.until(&told("watch"), "1").await?;
+    let fixes =
+        "ALTER TABLE high REPLICA IDENTITY FULL; ALTER PUBLICATION walhook ADD TABLE webhooks";
+    world.sql.batch_execute(fixes).await?;
+    world.until(&told("writes"), "0").await?;
+    world.until(&told("watch"), "0").await?;
+    ensure!(!update_fails(&world, "high").await);
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}

@@ -13,6 +13,7 @@ use crate::server::labels;
 use crate::server::published::other_publication;
 use walhook_core::catalog::TableName;
 use walhook_postgres::catalog;
+use walhook_postgres::op::EQ;
 use walhook_postgres::preflight::{self, Fault};
 use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
 use walhook_postgres::row_security;
@@ -38,6 +39,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
             check_publication(config, publication, &tables, report)?;
             coverage::check(config, client, report).await?;
             writes(&config.source.publication, client, report).await?;
+            partitions(config, &tables, client, report).await?;
         }
         None => {
             missing(config, client, report).await?;
@@ -134,6 +136,32 @@ async fn writes(publication: &str, client: &Client, report: &mut Report) -> Resu
     }
     if refused.is_empty() {
         report.pass("replica identity", "of every published table fits: its writes go through");
+    }
+    Ok(())
+}
+
+/// A partition takes over its root's primary key, and no other replica identity.
+async fn partitions(
+    config: &Config,
+    tables: &Tables,
+    client: &Client,
+    report: &mut Report,
+) -> Result<()> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i
+                        WHERE i.indrelid {EQ} $1 AND i.indisprimary AND i.indimmediate)"
+    );
+    for name in published(config)? {
+        let Some(table) = tables.get(&name).filter(|table| table.kind == 'p') else { continue };
+        let has_key: bool = client.query_one(&sql, &[&table.oid]).await?.try_get(0)?;
+        if !has_key {
+            let finding = format!(
+                "{name} is partitioned and has no primary key, so that UPDATE and DELETE of a new partition will fail"
+            );
+            let fix = "give it a primary key that is not deferrable, or let whoever makes a partition run ALTER \
+                       TABLE … REPLICA IDENTITY FULL for it";
+            report.warn("replica identity", finding, fix);
+        }
     }
     Ok(())
 }

@@ -2,11 +2,13 @@
 //! connection.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
-use crate::support::{World, text};
+use crate::support::{PATIENCE, World, text};
 use walhook_testkit::session::Session;
 use walhook_testkit::tls::{by_socket, host_rules};
 
@@ -116,6 +118,34 @@ async fn rotated_password_in_a_file_serves_every_session_without_a_restart() -> 
     for secret in ["first", "next0", "next1", "next2", ":last"] {
         ensure!(!log.contains(secret), "the log holds the password {secret}");
     }
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn password_that_lets_nobody_in_is_what_is_told_of_the_state_until_it_does() -> Result<()> {
+    let mut guarded = Guarded::new().await?;
+    guarded.world.hook(1, 7, "?delay=2s").await?;
+    let mut running = guarded.world.run().await?;
+    guarded.world.subscribe(1, 7).await?;
+    // What becomes of it is to be stored.
+    guarded.world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
+    guarded.rotate("second").await?;
+    let mut told = 0;
+    let deadline = Instant::now() + PATIENCE;
+    // More often than it is tried: at no moment is it the lost session.
+    while told < 30 {
+        ensure!(Instant::now() < deadline, "told {told} times: {}", running.log());
+        let said = guarded.world.until_ready(false).await?;
+        let state = said.lines().find(|line| line.starts_with("cannot store the checkpoint"));
+        let names_it = state.is_some_and(|line| line.contains("password authentication failed"));
+        ensure!(names_it || told == 0, "{said}");
+        told += u32::from(names_it);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    guarded.write("second")?;
+    running.until_leading(guarded.world.admin).await?;
+    guarded.world.settled().await?;
     ensure!(running.terminate().await?.success());
     Ok(())
 }

@@ -97,12 +97,10 @@ pub(super) async fn write(
                 make_room(&mut store, &abort).await;
             }
             tell_of(&tell, since, problem.as_ref());
+            let reconnected = reconnect(&mut store, &tell, since, &mut backoff);
             tokio::select! {
                 () = abort.cancelled() => return Ok(()),
-                () = backoff.wait() => {}
-            }
-            if let Err(error) = store.reconnect().await {
-                tell.fails(Part::State, since, &error);
+                () = reconnected => {}
             }
         };
         report(&done);
@@ -132,6 +130,18 @@ pub(super) async fn write(
             make_room(&mut store, &abort).await;
         }
         shown.update(&mut store, &tell).await;
+    }
+}
+
+/// Waits for the next attempt, and opens a session for it. Without one nothing is asked: the old one would say no more
+/// than that it is closed, and why none is opened would not be told.
+async fn reconnect(store: &mut StateStore, tell: &Teller, since: Instant, backoff: &mut Backoff) {
+    loop {
+        backoff.wait().await;
+        match store.reconnect().await {
+            Ok(()) => return,
+            Err(error) => tell.fails(Part::State, since, &error),
+        }
     }
 }
 

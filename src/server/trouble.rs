@@ -13,7 +13,8 @@ use walhook_state::Told;
 pub const PASSING: Duration = Duration::from_secs(3);
 
 /// What to do where a server does not answer in time.
-pub(super) const SLOW_FIX: &str = "find out what keeps the server: pg_stat_activity shows what walhook's sessions wait      for, and pg_locks who holds that";
+pub(super) const SLOW_FIX: &str = "find out what keeps the server: pg_stat_activity shows what walhook's sessions wait for, \
+     and pg_locks who holds that";
 
 /// What to do about `egress.proxy`.
 pub(super) const PROXY_FIX: &str = "start the proxy, or correct egress.proxy: its address, user and password, and that it allows CONNECT to \
@@ -346,6 +347,9 @@ mod tests {
         let line = trouble.to_line(Part::Lookups, since + Duration::from_secs(7));
         for part in ["look endpoints up", "7 s", "permission denied", "fix: grant", "wait"] {
             assert!(line.contains(part), "{line}");
+        }
+        for fix in [SLOW_FIX, PROXY_FIX] {
+            assert!(!fix.contains("  "), "{fix}");
         }
     }
 

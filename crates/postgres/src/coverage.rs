@@ -156,7 +156,7 @@ impl Lack {
             ),
             Self::Identityless => format!(
                 "{what} has no replica identity that can be published, and is not in the publication {publication} because its \
-                 own UPDATE and DELETE would fail then: its changes are not sent; give it a primary key \
+                 own UPDATE and DELETE would fail then: its changes are not sent; give it a primary key that is not deferrable \
                  and REPLICA IDENTITY DEFAULT, or, where it has no virtual generated column, ALTER TABLE \
                  {name} REPLICA IDENTITY FULL"
             ),

@@ -203,10 +203,19 @@ impl Failure for StateError {
     }
 
     fn say(&self, line: &mut Line) {
-        if matches!(self, Self::Server(_)) {
-            line.push("state database");
-        } else {
-            line.push(&self.to_string());
+        match self {
+            // What helps against it is the fix.
+            Self::Server(_) | Self::Sql(_) => line.push("state database"),
+            Self::LogRefused(_) => line.push("delivery log"),
+            Self::Fenced { .. }
+            | Self::WentBack
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
+            | Self::Unreadable { .. }
+            | Self::Connection(_) => line.push(&self.to_string()),
         }
         if let Some(cause) = self.cause() {
             cause.say(line);

@@ -193,7 +193,7 @@ fn children(tables: &[Seen]) -> Result<Children> {
 fn no_identity(table: &str, name: &str) -> String {
     format!(
         "{table} has no replica identity that can be published: your own UPDATE and DELETE of it would \
-         fail; give it a primary key and REPLICA IDENTITY DEFAULT, or, where it has no virtual generated \
+         fail; give it a primary key that is not deferrable and REPLICA IDENTITY DEFAULT, or, where it has no virtual generated \
          column, ALTER TABLE {name} REPLICA IDENTITY FULL"
     )
 }

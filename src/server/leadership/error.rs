@@ -41,7 +41,7 @@ pub enum StartError {
     #[error(transparent)]
     State(StateError),
     /// The same, where `walhook setup` helps.
-    #[error("{refused}; {fix}")]
+    #[error("{}; {fix}", refused.line())]
     StateLacks {
         /// What it says.
         refused: StateError,
@@ -76,7 +76,7 @@ pub enum StartError {
     #[error(transparent)]
     Rules(RulesError),
     /// To be published makes somebody's own writes fail: a line for each table.
-    #[error("{}", lines(tables.iter().map(|table| writes(publication, table))))]
+    #[error("{}", lines(tables.iter().map(|table| format!("{}; {}", writes(publication, table), table.fix))))]
     RefusedWrites {
         /// The publication.
         publication: String,
@@ -92,10 +92,8 @@ fn lines(all: impl Iterator<Item = String>) -> String {
     all.collect::<Vec<_>>().join("\n")
 }
 
-fn writes(publication: &str, RefusedWrites { table, problem, fix }: &RefusedWrites) -> String {
-    format!(
-        "publication {publication:?} makes UPDATE and DELETE of {table} fail: it {problem}; {fix}"
-    )
+fn writes(publication: &str, RefusedWrites { table, problem, .. }: &RefusedWrites) -> String {
+    format!("publication {publication:?} makes UPDATE and DELETE of {table} fail: it {problem}")
 }
 
 fn all_of(fixes: impl Iterator<Item = String>) -> Cow<'static, str> {
@@ -142,16 +140,17 @@ impl Failure for StartError {
 
     fn say(&self, line: &mut Line) {
         match self {
-            Self::State(error) => error.say(line),
+            Self::State(error) | Self::StateLacks { refused: error, .. } => error.say(line),
+            Self::RefusedWrites { publication, tables } => {
+                line.push(&lines(tables.iter().map(|table| writes(publication, table))));
+            }
             Self::Source(error) | Self::Rules(RulesError::Source(error)) => error.say(line),
             Self::Connect(error) => error.say(line),
             Self::Wire(error) => error.say(line),
             Self::LookUp(error) => error.say(line),
-            Self::StateLacks { .. }
-            | Self::OldServer { .. }
+            Self::OldServer { .. }
             | Self::NotInPlace { .. }
             | Self::Rules(RulesError::Broken(_))
-            | Self::RefusedWrites { .. }
             | Self::Halt(_) => line.push_error(self),
         }
     }
@@ -305,5 +304,28 @@ impl From<WireError> for OpenError {
             }
             wire::Class::Unsendable | wire::Class::Fatal => Self::Stop(Fatal::Wire(error).into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_writes_are_told_with_their_fix_once() {
+        let table = |table: &str| RefusedWrites {
+            table: table.to_owned(),
+            problem: "has no replica identity".to_owned(),
+            fix: format!("give {table} a key"),
+        };
+        let tables = vec![table("a"), table("b")];
+        let error = StartError::RefusedWrites { publication: "p".to_owned(), tables };
+        assert_eq!(
+            error.line(),
+            "publication \"p\" makes UPDATE and DELETE of a fail: it has no replica identity; \
+             publication \"p\" makes UPDATE and DELETE of b fail: it has no replica identity"
+        );
+        assert_eq!(error.fix(), "give a a key; give b a key");
+        assert!(error.to_string().contains("no replica identity; give a a key\n"), "{error}");
     }
 }

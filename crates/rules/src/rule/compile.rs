@@ -359,7 +359,7 @@ impl Check<'_> {
             if table.identity_columns.is_empty() {
                 self.fail(format!(
                     "{table} has no replica identity, so that PostgreSQL refuses to {} its rows \
-                     once it is published; give it a primary key, or ALTER TABLE {table} REPLICA \
+                     once it is published; give it a primary key that is not deferrable, or ALTER TABLE {table} REPLICA \
                      IDENTITY FULL",
                     operation
                 ));

@@ -50,11 +50,11 @@ async fn until(
 }
 
 fn ends_with(word: &'static str) -> impl Fn(&[Entry]) -> bool {
-    move |lines| lines.last().is_some_and(|line| line.what.as_str() == word)
+    move |lines| lines.last().is_some_and(|line| line.word() == word)
 }
 
 fn words(lines: &[Entry]) -> Vec<&'static str> {
-    lines.iter().map(|line| line.what.as_str()).collect()
+    lines.iter().map(|line| line.word()).collect()
 }
 
 #[tokio::test]

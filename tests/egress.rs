@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -41,6 +41,27 @@ async fn log_mode_sends_nothing_and_settles_each_delivery_by_logging_it() -> Res
     let status = text(&world.walhook(&["status"]).await?.stdout);
     ensure!(status.contains("MODE          log: nothing is sent"), "{status}");
     ensure!(world.walhook_json(&["status"]).await?["mode"] == "log");
+    // The delivery log tells no lie, and what would be sent again is not given up for a line.
+    let counts = world.walhook_json(&["events", "count", "--outcome", "logged"]).await?;
+    ensure!(counts["lines"] == 6 && counts["by"][0]["status"].is_null(), "{counts}");
+    let taken = world.walhook_json(&["events", "count", "--outcome", "delivered"]).await?;
+    ensure!(taken["lines"] == 0, "{taken}");
+    let listed = world.walhook_json(&["events", "list", "--limit", "1"]).await?;
+    let line = &listed["lines"][0];
+    ensure!(line["what"] == "logged", "{listed}");
+    let event = line["event_id"].as_str().context("an id")?;
+    let shown = world.walhook_json(&["events", "show", event]).await?;
+    ensure!(shown["deliveries"][0]["state"] == "logged", "{shown}");
+    for again in [
+        &["dead-letters", "retry", "--all"][..],
+        &["replay", "start", "--from", "oldest"],
+        &["events", "resend", event],
+    ] {
+        let refused = world.walhook(again).await?;
+        let told = text(&refused.stderr);
+        ensure!(refused.status.code() == Some(1), "{again:?}: {told}");
+        ensure!(told.contains("nothing is sent from here"), "{again:?}: {told}");
+    }
     let stats = world.mock.stats();
     ensure!(stats.received == 0 && stats.in_flight == 0, "{stats:?}");
     Ok(())

@@ -73,7 +73,7 @@ async fn reset(config: &Config, args: &Reset, json: bool) -> CommandResult {
     match plan {
         checkpoint::Reset::Replay(range) => {
             confirm_or_tell("checkpoint reset", &text, databases.pipeline(), args.yes, json)?;
-            carry_out(databases, &range, Wait::for_range(args.wait), json).await.map(drop)
+            carry_out(config, &range, Wait::for_range(args.wait), json).await.map(drop)
         }
         checkpoint::Reset::Skip(skip) => {
             if !args.skip {

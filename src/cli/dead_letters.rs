@@ -9,6 +9,7 @@ use super::filter::{Filters, Kind, Selection};
 use super::table::{attempts, one_line, table};
 use super::terminal::Terminal;
 use super::{CommandResult, Common, job, print_json, print_line};
+use crate::config::Config;
 use crate::control::dead_letters::{
     self, DeadLetterPage, DeadLetterView, Query, REASONS, RetryView, WholeDeadLetter,
 };
@@ -109,16 +110,16 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             let letter = dead_letters::show(databases, id).await?;
             if common.json { print_json(&letter) } else { print_line(&whole_text(&letter)) }
         }
-        Command::Retry(asked) => retry(databases, &asked, common.json).await,
+        Command::Retry(asked) => retry(&config, &asked, common.json).await,
         Command::Discard(asked) => discard(databases, &asked, common.json).await,
     }
 }
 
-async fn retry(databases: Databases<'_>, asked: &Retry, json: bool) -> CommandResult {
+async fn retry(config: &Config, asked: &Retry, json: bool) -> CommandResult {
     let filter = asked.selection.to_filter()?;
     let terminal = Terminal::new();
     let mut tell = |p: Progress<'_>| terminal.tell(p);
-    let retried = dead_letters::retry(databases, filter, asked.wait, &mut tell).await?;
+    let retried = dead_letters::retry(config, filter, asked.wait, &mut tell).await?;
     let RetryView { job, errors } = &retried;
     if json {
         print_json(&retried)?;

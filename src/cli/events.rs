@@ -217,7 +217,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         Command::Resend(Resend { id, endpoint, wait }) => {
             let range = events::resend::range(&config, id, endpoint).await?;
             let wait = Wait::for_everything(wait);
-            let sent = carry_out(Databases::of(&config), &range, wait, common.json).await?;
+            let sent = carry_out(&config, &range, wait, common.json).await?;
             if sent.finished && sent.is_of_nothing() {
                 if let Some(why) = events::resend::unroutable(&config, id).await? {
                     return Err(anyhow!(

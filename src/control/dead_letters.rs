@@ -14,7 +14,8 @@ use serde_json::value::RawValue;
 use super::deferred::Discarded;
 use super::gaps::GapView;
 use super::jobs::{self, JobView};
-use super::{Databases, Failure, Tell};
+use super::{Databases, Failure, Tell, ensure_live};
+use crate::config::Config;
 use walhook_core::event::rfc3339;
 use walhook_core::id::JobId;
 use walhook_core::persist::DeadReason;
@@ -222,13 +223,16 @@ pub(crate) async fn show(databases: Databases<'_>, id: i64) -> Result<WholeDeadL
 /// Has the leader send them again, and waits for that, at most `wait`.
 ///
 /// # Errors
-/// When none with an endpoint fits: the message says so of those without; or the state database does not answer.
+/// When none with an endpoint fits: the message says so of those without; when nothing is sent from here; or the state
+/// database does not answer.
 pub(crate) async fn retry(
-    databases: Databases<'_>,
+    config: &Config,
     filter: Filter,
     wait: Duration,
     tell: Tell<'_>,
 ) -> Result<RetryView, Failure> {
+    ensure_live(config)?;
+    let databases = Databases::of(config);
     let asked = Ask::RetryDeadLetters(filter.clone());
     let Some(job) = jobs::ask(databases, &asked, wait, tell).await? else {
         let state = databases.open_state().await?;

@@ -58,7 +58,9 @@ pub(crate) use text::bytes;
 
 use std::time::Duration;
 
-use crate::config::{Config, Source, State};
+use anyhow::ensure;
+
+use crate::config::{Config, DeliveryMode, Source, State};
 use crate::server::prepared;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::slot::{self, Slot};
@@ -115,6 +117,13 @@ impl<'a> Databases<'a> {
         let source = self.open_source(READER).await?;
         Ok(prepared::checkpoint(state, &source, &self.source.slot, slot).await?)
     }
+}
+
+/// What is sent again, or to try an endpoint, would otherwise only be logged, and count as done.
+fn ensure_live(config: &Config) -> anyhow::Result<()> {
+    let is_live = config.delivery.mode == DeliveryMode::Live;
+    ensure!(is_live, "delivery.mode is \"log\": nothing is sent from here");
+    Ok(())
 }
 
 /// The name of sessions that only look.

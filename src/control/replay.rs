@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use serde::Serialize;
 
 use super::jobs::{self, Awaited};
-use super::{Databases, Failure, Progress, Tell};
+use super::{Databases, Failure, Progress, Tell, ensure_live};
 use crate::config::Config;
 use walhook_core::event::rfc3339;
 use walhook_core::id::ReplayId;
@@ -202,12 +202,14 @@ pub(super) async fn ensure_endpoint(config: &Config, id: &str) -> Result<(), Fai
 /// Asks the leader for the replay.
 ///
 /// # Errors
-/// When the state database does not answer.
+/// When nothing is sent from here, or the state database does not answer.
 pub(crate) async fn start(
-    databases: Databases<'_>,
+    config: &Config,
     range: &ReplayRange,
     tell: Tell<'_>,
 ) -> Result<ReplayView, Failure> {
+    ensure_live(config)?;
+    let databases = Databases::of(config);
     let replay = databases.open_state().await?.create_replay(range).await?;
     let then = format!("replay {} begins when one does", replay.id);
     jobs::note_without_leader(databases, &then, tell).await;

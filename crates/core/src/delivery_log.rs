@@ -107,6 +107,12 @@ impl Entry {
         (self.endpoint.as_str() != super::persist::NO_ENDPOINT).then_some(&self.endpoint)
     }
 
+    /// The word for what happened, in what is printed and of the filter.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        self.what.word(self.status)
+    }
+
     /// Whether it tells of an attempt.
     #[must_use]
     pub const fn is_attempt(&self) -> bool {
@@ -171,10 +177,12 @@ pub enum What {
 }
 
 impl What {
-    /// The word in what is printed, and of the filter.
+    /// The word in what is printed, and of the filter. What ended well although nobody answered was not sent, as
+    /// `delivery.mode = "log"` says.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn word(self, status: Option<u16>) -> &'static str {
         match self {
+            Self::Delivered if status.is_none() => "logged",
             Self::Delivered => "delivered",
             Self::Failed | Self::Probed => "failed",
             Self::Deferred(_) => "deferred",
@@ -185,9 +193,9 @@ impl What {
         }
     }
 
-    /// All words of [`What::as_str`].
-    pub const WORDS: [&str; 7] =
-        ["delivered", "failed", "deferred", "dead", "unroutable", "gap", "dropped"];
+    /// All words of [`What::word`].
+    pub const WORDS: [&str; 8] =
+        ["delivered", "logged", "failed", "deferred", "dead", "unroutable", "gap", "dropped"];
 
     /// Why, of what has a reason: where the state tables have one, their word.
     #[must_use]

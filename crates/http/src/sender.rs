@@ -6,9 +6,8 @@ use std::time::Duration;
 use tracing::{Instrument, Span};
 
 use super::egress::ProxyTrouble;
-use super::exchange::{Answer, Exchange};
 use super::transport::Transport;
-use walhook_core::attempt::{Attempt, Delivery, Outcome};
+use walhook_core::attempt::{Attempt, Delivery, Meaning, Outcome};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::notice::DueNotice;
 
@@ -17,7 +16,7 @@ use walhook_core::notice::DueNotice;
 pub enum Sender {
     /// Each is a request.
     Live(Arc<Transport>),
-    /// Each is logged at info, and ends as if the endpoint had taken it. Nothing is contacted.
+    /// Each is logged at info, and ends as what was taken, without the status that an answer has. Nothing is contacted.
     Log,
 }
 
@@ -62,7 +61,7 @@ impl Sender {
                         "not sent, because delivery.mode is \"log\""
                     );
                 }
-                taken()
+                logged()
             }
         }
     }
@@ -79,7 +78,7 @@ impl Sender {
                     notice = %id, r#type = notice.kind, endpoint = notice.endpoint,
                     "not sent, because delivery.mode is \"log\""
                 );
-                taken()
+                logged()
             }
         }
     }
@@ -99,9 +98,9 @@ fn span(attempt: &Attempt) -> Span {
     )
 }
 
-fn taken() -> Outcome {
-    let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
-    Exchange::new(Ok(answer), Duration::ZERO).into()
+/// What becomes of an attempt that is only logged: nobody answered, so there is no status.
+fn logged() -> Outcome {
+    Outcome::new(Meaning::Delivered, Duration::ZERO)
 }
 
 #[cfg(test)]

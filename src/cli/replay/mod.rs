@@ -12,6 +12,7 @@ use anyhow::anyhow;
 use super::run::until_signal;
 use super::terminal::Terminal;
 use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::config::Config;
 use crate::control::event_type::type_or_pattern;
 use crate::control::replay::{self, Asked, Moment, ReplayRange, ReplayView};
 use crate::control::{Databases, Progress};
@@ -133,7 +134,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
                 return if common.json { print_json(&counts) } else { text() };
             }
             let wait = wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
-            carry_out(databases, &range, wait, common.json).await.map(drop)
+            carry_out(&config, &range, wait, common.json).await.map(drop)
         }
         Command::List { limit } => {
             let list = replay::list(databases, limit).await?;
@@ -153,13 +154,14 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 
 /// Asks the leader for the replay, and waits for its end. Returns it as it is then.
 pub(super) async fn carry_out(
-    databases: Databases<'_>,
+    config: &Config,
     range: &ReplayRange,
     wait: Wait,
     json: bool,
 ) -> Result<ReplayView, Failure> {
     let terminal = Terminal::new();
-    let started = replay::start(databases, range, &mut |p| terminal.tell(p)).await?;
+    let databases = Databases::of(config);
+    let started = replay::start(config, range, &mut |p| terminal.tell(p)).await?;
     let id = started.id;
     let Wait { at_most, for_all } = wait;
     let mut tell = |p: Progress<'_>| terminal.tell(p);

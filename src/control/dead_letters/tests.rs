@@ -117,14 +117,13 @@ async fn retry_waits_for_the_leader_and_names_what_failed_again() {
     let fixture = Fixture::start().await;
     let mut leader = with_letters(&fixture).await;
     let config = fixture.config();
-    let databases = Databases::of(&config);
     let minute = Duration::from_secs(60);
-    let nothing = retry(databases, of_endpoint("99"), minute, &mut |_| {}).await.unwrap_err();
+    let nothing = retry(&config, of_endpoint("99"), minute, &mut |_| {}).await.unwrap_err();
     assert!(format!("{nothing:?}").contains("no dead letter"), "{nothing:?}");
 
     let mut silent = |_: Progress<'_>| {};
     let (end, ()) = futures_util::join!(
-        retry(databases, of_endpoint("7"), minute, &mut silent),
+        retry(&config, of_endpoint("7"), minute, &mut silent),
         carry_out(&mut leader, 2)
     );
     let RetryView { job, errors } = end.unwrap();
@@ -135,13 +134,13 @@ async fn retry_waits_for_the_leader_and_names_what_failed_again() {
     let two = Filter { ids: Some(vec![2]), ..Filter::default() };
     let mut silent = |_: Progress<'_>| {};
     let (end, ()) =
-        futures_util::join!(retry(databases, two, minute, &mut silent), carry_out(&mut leader, 0));
+        futures_util::join!(retry(&config, two, minute, &mut silent), carry_out(&mut leader, 0));
     assert_eq!(end.unwrap().job.done, 1);
     assert_eq!(fixture.count("dead_letters").await, 2);
 
     // Nobody carries this one out.
     for wait in [Duration::from_millis(300), Duration::ZERO] {
-        let late = retry(databases, of_endpoint("8"), wait, &mut |_| {}).await.unwrap();
+        let late = retry(&config, of_endpoint("8"), wait, &mut |_| {}).await.unwrap();
         assert!(!late.job.finished && late.errors.is_empty(), "{late:?}");
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::list::host;
-use crate::config::{Config, DeliveryMode};
-use crate::control::Failure;
+use crate::config::Config;
+use crate::control::{Failure, ensure_live};
 use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId, FailureKind};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
@@ -49,9 +49,7 @@ pub(crate) struct ProbeView {
 /// # Errors
 /// When there is no such endpoint, its table cannot be read, or nothing is to be sent from here.
 pub(crate) async fn probe(config: &Config, id: &str) -> Result<ProbeView, Failure> {
-    if config.delivery.mode == DeliveryMode::Log {
-        return Err(anyhow!("delivery.mode is \"log\": nothing is sent from here").into());
-    }
+    ensure_live(config)?;
     let endpoint = find(config, id).await?;
     let transport = config.transport();
     let transport = transport.map_err(anyhow::Error::from)?;

@@ -14,7 +14,8 @@ use walhook_core::waits::Waits;
 pub(crate) struct LineView {
     /// When it happened; of an attempt: when it ended.
     pub(crate) at: String,
-    /// What happened: `delivered`, `failed`, `deferred`, `dead`, `unroutable`, `gap` or `dropped`.
+    /// What happened: `delivered`, `logged` (not sent, as `delivery.mode = "log"` says), `failed`, `deferred`, `dead`,
+    /// `unroutable`, `gap` or `dropped`.
     pub(crate) what: String,
     /// Why, of what has a reason; `probe` of an attempt that failed: it only tried an endpoint whose breaker is open, and
     /// does not count.
@@ -59,7 +60,7 @@ impl From<&Entry> for LineView {
         };
         Self {
             at: rfc3339(entry.at_us),
-            what: entry.what.as_str().to_owned(),
+            what: entry.word().to_owned(),
             reason: entry.what.reason().map(str::to_owned),
             event_id: entry.event.to_string(),
             event_type: entry.event_type.to_string(),

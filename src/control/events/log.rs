@@ -11,7 +11,7 @@ use walhook_state::{DeliveryCursor, Erasure};
 pub(crate) use walhook_state::DeliveryFilter as Filter;
 
 /// What can have happened.
-pub(crate) const OUTCOMES: [&str; 7] = What::WORDS;
+pub(crate) const OUTCOMES: [&str; 8] = What::WORDS;
 
 /// What is to be listed.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +45,7 @@ pub(crate) struct LineCounts {
 /// How many lines tell of the same.
 #[derive(Debug, Serialize)]
 pub(crate) struct LineCount {
-    /// What happened: `delivered`, `failed`, `deferred`, `dead`, `unroutable`, `gap` or `dropped`.
+    /// What happened: `delivered`, `logged`, `failed`, `deferred`, `dead`, `unroutable`, `gap` or `dropped`.
     pub(crate) what: String,
     /// Why, of what has a reason.
     pub(crate) reason: Option<String>,
@@ -119,7 +119,7 @@ pub(crate) async fn count(
 ) -> Result<LineCounts, Failure> {
     let counts = databases.open_state().await?.count_deliveries(filter).await?;
     let by = counts.iter().map(|(kind, count)| LineCount {
-        what: kind.what.as_str().to_owned(),
+        what: kind.what.word(kind.status).to_owned(),
         reason: kind.what.reason().map(str::to_owned),
         status: kind.status,
         failure: kind.failure.map(|failure| failure.as_str().to_owned()),

@@ -23,7 +23,7 @@ pub(crate) struct DeliveryView {
     pub(crate) endpoint: Option<String>,
     /// The replay that sends it again; null: the stream, or an operator's retry.
     pub(crate) replay_id: Option<i64>,
-    /// `delivered`, `pending` (in the leader's memory), `deferred`, `unrouted`, `dead_letter`, `unroutable`, `gap`,
+    /// `delivered`, `logged` (not sent, as `delivery.mode = "log"` says), `pending` (in the leader's memory), `deferred`, `unrouted`, `dead_letter`, `unroutable`, `gap`,
     /// `dropped` (its endpoint was removed, or an operator discarded it), or `ended` where nothing says how.
     pub(crate) state: String,
     /// Since when; null where nothing says that.
@@ -103,7 +103,7 @@ impl Known {
             lines: lines.iter().map(|entry| LineView::from(*entry)).collect(),
         };
         if let Some(taken) = lines.iter().find(|entry| entry.what == What::Delivered) {
-            let (state, since) = ("delivered".to_owned(), Some(rfc3339(taken.at_us)));
+            let (state, since) = (taken.word().to_owned(), Some(rfc3339(taken.at_us)));
             return DeliveryView { state, since, cause: None, ..blank };
         }
         self.of_rows(key, &blank).unwrap_or_else(|| self.of_log(blank, lines.last().copied()))
@@ -153,7 +153,7 @@ impl Known {
         let Some(last) = last else { return blank };
         let is_open = blank.replay_id.is_none() && last.commit_lsn >= self.frontier;
         let (state, detail, gap) = match last.what {
-            What::Delivered => ("delivered", said, None),
+            What::Delivered => (last.word(), said, None),
             What::Gap => ("gap", said, self.gap_of(last)),
             What::Dropped => ("dropped", Some("its endpoint was removed".to_owned()), None),
             What::Discarded => ("dropped", Some("an operator discarded it".to_owned()), None),
@@ -298,7 +298,7 @@ mod tests {
             at_us: 0,
             attempt,
             what,
-            status: None,
+            status: (what == What::Delivered).then_some(200),
             failure: None,
             elapsed_us: 0,
             waits: Waits::default(),
@@ -329,6 +329,9 @@ mod tests {
             let told = (all.len(), &*all[0].state, all[0].attempts, all[0].lines.len());
             assert_eq!(told, (1, state, attempts, known.story.len()));
         }
+        let logged = Entry { status: None, ..line(What::Delivered, 1) };
+        let known = Known { story: vec![logged], ..Known::default() };
+        assert_eq!(known.deliveries()[0].state, "logged", "nobody has answered");
     }
 
     #[test]

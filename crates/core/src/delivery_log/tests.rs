@@ -28,7 +28,8 @@ fn entry(endpoint: &str, excerpt: String) -> Entry {
 fn each_that_can_happen_stands_once_and_has_one_of_the_words() {
     let all: Vec<What> = What::all().collect();
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
-    let said: BTreeSet<&str> = all.iter().map(|what| what.as_str()).collect();
+    let said: BTreeSet<&str> =
+        all.iter().flat_map(|what| [what.word(None), what.word(Some(200))]).collect();
     assert_eq!(said, What::WORDS.into_iter().collect());
     for reason in DeadReason::ALL {
         assert_eq!(What::Dead(reason).reason(), Some(reason.as_str()));

@@ -87,7 +87,7 @@ pub(super) fn causes() -> impl Iterator<Item = Cause> {
     causes.into_iter()
 }
 
-/// Of the words of [`What::as_str`] a bit each, as the column `outcomes` has them.
+/// Of the words of [`What::word`] a bit each, as the column `outcomes` has them.
 pub(super) fn outcome_bit(word: &str) -> Option<i32> {
     Some(match word {
         "delivered" => 1,
@@ -97,6 +97,7 @@ pub(super) fn outcome_bit(word: &str) -> Option<i32> {
         "unroutable" => 16,
         "gap" => 32,
         "dropped" => 64,
+        "logged" => 128,
         _ => return None,
     })
 }

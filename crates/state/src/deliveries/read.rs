@@ -28,7 +28,7 @@ pub struct DeliveryFilter {
     pub endpoint: Option<String>,
     /// Of events of this type, or of those that this pattern fits, as an endpoint's row has them.
     pub event_type: Option<String>,
-    /// One of the words of [`What::as_str`](walhook_core::delivery_log::What::as_str).
+    /// One of the words of [`What::word`](walhook_core::delivery_log::What::word).
     pub outcome: Option<String>,
     /// Not before then: microseconds since 1970-01-01 UTC.
     pub from_us: Option<i64>,
@@ -62,7 +62,7 @@ impl DeliveryFilter {
             && is(&self.account, &entry.account)
             && is(&self.endpoint, &entry.endpoint)
             && fits(&entry.event_type)
-            && is(&self.outcome, entry.what.as_str())
+            && is(&self.outcome, entry.word())
             && self.from_us.is_none_or(|from_us| entry.at_us >= from_us)
             && self.to_us.is_none_or(|to_us| entry.at_us < to_us)
     }

@@ -99,7 +99,11 @@ fn any(n: u64) -> Entry {
         at_us: committed_us + rng.random_range(0..3_600_000_000),
         attempt: if is_attempt { rng.random_range(1..5) } else { 0 },
         what,
-        status: (what == What::Failed).then_some(500),
+        status: match is_attempt {
+            true if what == What::Failed => Some(500),
+            true => [None, Some(200)][rng.random_range(0..2)],
+            false => None,
+        },
         failure: rng.random_bool(0.1).then_some(FailureKind::Timeout),
         excerpt: if what == What::Failed { format!("status 500: {n}") } else { String::new() },
         asked: rng.random_bool(0.1).then_some(Asked::Replay(ReplayId(3))),

@@ -82,7 +82,7 @@ impl Page {
     pub(crate) fn of(entries: &[Entry]) -> Option<Self> {
         let ats = || entries.iter().map(|entry| entry.at_us);
         let committed = || entries.iter().map(|entry| entry.committed_us);
-        let words: BTreeSet<&str> = entries.iter().map(|entry| entry.what.as_str()).collect();
+        let words: BTreeSet<&str> = entries.iter().map(Entry::word).collect();
         Some(Self {
             lines: i32::try_from(entries.len()).unwrap_or(i32::MAX),
             outcomes: words.into_iter().filter_map(outcome_bit).fold(0, |bits, bit| bits | bit),

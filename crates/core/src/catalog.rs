@@ -66,6 +66,8 @@ pub struct TableColumn {
     pub name: String,
     /// Its type's OID.
     pub type_oid: u32,
+    /// Whether a row may have none of it.
+    pub is_nullable: bool,
     /// Whether its collation takes different texts for equal ones.
     pub is_loose: bool,
     /// Whether it is a generated column, and what becomes of it in the stream.

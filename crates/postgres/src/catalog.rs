@@ -67,6 +67,10 @@ fn tables_sql() -> String {
                  WHERE a.attrelid {EQ} c.oid
                    AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_types,
+           ARRAY(SELECT NOT a.attnotnull FROM pg_catalog.pg_attribute a
+                 WHERE a.attrelid {EQ} c.oid
+                   AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 ORDER BY a.attnum) AS columns_nullable,
            ARRAY(SELECT EXISTS (SELECT FROM pg_catalog.pg_collation l
                                 WHERE l.oid {EQ} a.attcollation
                                   AND NOT l.collisdeterministic)
@@ -225,17 +229,20 @@ pub async fn standing(
 fn table(row: &Row) -> Result<Table, tokio_postgres::Error> {
     let names: Vec<String> = row.try_get("column_names")?;
     let types: Vec<u32> = row.try_get("column_types")?;
+    let nullable: Vec<bool> = row.try_get("columns_nullable")?;
     let loose: Vec<bool> = row.try_get("columns_loose")?;
     let generated: Vec<String> = row.try_get("columns_generated")?;
     let can_publish: bool = row.try_get("can_publish")?;
     let columns: Vec<_> = names
         .into_iter()
         .zip(types)
+        .zip(nullable)
         .zip(loose)
         .zip(generated)
-        .map(|(((name, type_oid), is_loose), generated)| TableColumn {
+        .map(|((((name, type_oid), is_nullable), is_loose), generated)| TableColumn {
             name,
             type_oid,
+            is_nullable,
             is_loose,
             generated: match &*generated {
                 "" => Generated::No,

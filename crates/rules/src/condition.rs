@@ -175,6 +175,12 @@ impl Condition {
         self.reads.texts()
     }
 
+    /// The columns that must not be null, and that the condition never asks whether they are: of a row that has none of
+    /// one it cannot be told whether it holds.
+    pub fn unguarded(&self) -> impl Iterator<Item = (Side, &str)> {
+        self.reads.unguarded()
+    }
+
     /// The columns that can never match what they are compared with: CEL would answer "no" for ever
     /// to `new.id == '5'` where `id` is a number.
     pub fn misfits(&self, kind: impl Fn(&str) -> Option<Kind>) -> impl Iterator<Item = Misfit<'_>> {
@@ -191,9 +197,12 @@ impl Condition {
         let mut context = self.root.new_inner_scope();
         context.set_variable_resolver(&variables);
         let result = Value::resolve_val(&self.expression, &context)
-            .map_err(|error| EvalError(describe(&error)))?;
+            .map_err(|error| EvalError(describe(&error, &self.reads, inputs)))?;
         let result = result.downcast_ref::<CelBool>().map(|result| *result.inner());
-        result.ok_or_else(|| EvalError("the condition's result is not a boolean".to_owned()))
+        result.ok_or_else(|| {
+            let why = "the condition's result is not a boolean".to_owned();
+            EvalError(with_null(why, &self.reads, inputs))
+        })
     }
 }
 
@@ -207,14 +216,16 @@ fn bounded(text: &str) -> Result<&str, ConditionError> {
 }
 
 /// A message for a person. The error's own text may quote values of the row.
-fn describe(error: &ExecutionError) -> String {
+fn describe(error: &ExecutionError, reads: &check::Reads, inputs: &Inputs<'_>) -> String {
+    let mut why = "the expression does not apply to the types of its values".to_owned();
     if let ExecutionError::FunctionError { function, message } = error {
-        let ours = function == UNREADABLE;
-        return if ours { message.clone() } else { format!("the function {function} failed") };
-    }
-    if let ExecutionError::NoSuchOverload(overload) = error {
-        let types = overload.argument_types().join(", ");
-        return format!("{} does not apply to ({types})", overload.function());
+        if function != UNREADABLE {
+            return format!("the function {function} failed");
+        }
+        if message != pattern::NO_STRING {
+            return message.clone();
+        }
+        why.clone_from(message);
     }
     if let ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) = error {
         return "division by zero".to_owned();
@@ -222,7 +233,29 @@ fn describe(error: &ExecutionError) -> String {
     if let ExecutionError::Overflow(..) = error {
         return "the result of an operator is out of range".to_owned();
     }
-    "the expression does not apply to the types of its values".to_owned()
+    if let ExecutionError::NoSuchOverload(overload) = error {
+        let types = overload.argument_types().join(", ");
+        why = format!("{} does not apply to ({types})", overload.function());
+    }
+    with_null(why, reads, inputs)
+}
+
+/// Why an operator does not apply, with the column that is null, where one is that it may not be, and what to write.
+fn with_null(why: String, reads: &check::Reads, inputs: &Inputs<'_>) -> String {
+    let is_null = |(side, column): &(Side, &str)| {
+        let fields = match side {
+            Side::Old => inputs.old,
+            Side::New => inputs.new,
+        };
+        fields.iter().any(|field| field.name == *column && matches!(field.cell, Cell::Null))
+    };
+    match reads.computed().find(is_null) {
+        Some((side, column)) => {
+            let name = format!("{}.{column}", side.as_str());
+            format!("{why}: {name} is null; write {name} != null && before what reads it")
+        }
+        None => why,
+    }
 }
 
 /// Marks errors whose message is ours, and safe to show.

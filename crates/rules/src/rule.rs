@@ -41,7 +41,7 @@ use walhook_decode::pgoutput::Relation;
 
 use bind::Demand;
 pub use compile::{EndpointTable, subject};
-pub use doubt::{Label, doubts, labels, unlogged};
+pub use doubt::{Label, doubts, labels, nullable, unlogged};
 pub use learn::Lacks;
 pub use name::{is_type, is_type_pattern, pattern_covers};
 pub use pair::casts;

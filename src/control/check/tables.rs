@@ -213,6 +213,7 @@ async fn rules(
         report.warn(&subject, message, "give both columns one type");
     }
     let doubts = rule::doubts(settings).into_iter().chain(rule::unlogged(settings, &catalog));
+    let doubts = doubts.chain(rule::nullable(settings, &catalog));
     for RuleError { subject, message } in doubts.chain(labels::unknown(config, client).await?) {
         report.add(Verdict::Warn, &subject, message, None);
     }

@@ -302,6 +302,20 @@ async fn check_warns_of_a_pattern_that_looks_for_a_backslash() {
     assert!(found.len() == 1 && found[0].starts_with(says), "{found:?}");
 }
 
+#[tokio::test]
+async fn check_warns_of_a_column_that_may_be_null_where_the_rule_fails_by_that() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let mut config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    config.events[0].when = Some("new.id > 5 && new.email.size() > 5".to_owned());
+    assert_eq!(complaints(&config).await, [""; 0], "it never is");
+    fixture.run("ALTER TABLE subscribers ALTER email DROP NOT NULL").await;
+    let found = complaints(&config).await;
+    let says = "warn  rule 1 (a.b): when: new.email may be null, and then the change becomes a dead letter; write \
+                new.email != null && before";
+    assert!(found.len() == 1 && found[0].starts_with(says), "{found:?}");
+}
+
 #[test]
 fn check_warns_where_the_limit_of_open_files_does_not_suffice_for_all_slots() {
     let said = |limit| {

@@ -187,6 +187,7 @@ impl Described {
         let column = |(name, type_oid): &(&str, u32)| TableColumn {
             name: (*name).to_owned(),
             type_oid: *type_oid,
+            is_nullable: true,
             is_loose: false,
             generated: Generated::No,
             is_left_out: false,

@@ -52,6 +52,8 @@ pub(super) struct Reads {
     old: Vec<String>,
     new: Vec<String>,
     compared: Vec<Compared>,
+    computed: BTreeSet<(Side, String)>,
+    asked_for_null: BTreeSet<(Side, String)>,
 }
 
 /// A column, and what it is compared with.
@@ -92,6 +94,10 @@ enum Literal {
 pub(super) struct Walk {
     columns: BTreeSet<(Side, String)>,
     compared: Vec<Compared>,
+    /// Columns that an operator takes which null is nothing to.
+    computed: BTreeSet<(Side, String)>,
+    /// Columns that are compared with null.
+    asked_for_null: BTreeSet<(Side, String)>,
 }
 
 impl Reads {
@@ -103,6 +109,7 @@ impl Reads {
                 "the condition's result is not a boolean; compare it with something",
             ));
         }
+        walk.compute(expression)?;
         Ok(Self::of_walk(walk))
     }
 
@@ -113,7 +120,20 @@ impl Reads {
             columns.map(|(_, column)| column.clone()).collect()
         };
         let (old, new) = (of_side(Side::Old), of_side(Side::New));
-        Self { old, new, compared: walk.compared }
+        let Walk { compared, computed, asked_for_null, .. } = walk;
+        Self { old, new, compared, computed, asked_for_null }
+    }
+
+    /// The columns that an operator takes which null is nothing to: where one is null, the evaluation fails, unless its
+    /// result does not depend on that.
+    pub(super) fn computed(&self) -> impl Iterator<Item = (Side, &str)> {
+        self.computed.iter().map(|(side, column)| (*side, column.as_str()))
+    }
+
+    /// Those of [`Reads::computed`] that the expression never asks whether they are null.
+    pub(super) fn unguarded(&self) -> impl Iterator<Item = (Side, &str)> {
+        let never_asked = |read: &&(Side, String)| !self.asked_for_null.contains(*read);
+        self.computed.iter().filter(never_asked).map(|(side, column)| (*side, column.as_str()))
     }
 
     /// The columns of one side, sorted by name.
@@ -203,6 +223,14 @@ impl Walk {
         self.columns.insert((side, column.to_owned()));
     }
 
+    /// Notes that the expression, where it is a column, must not be null.
+    pub(super) fn compute(&mut self, node: &IdedExpr) -> Result<(), ConditionError> {
+        if let Some((side, column)) = column_of(&node.expr)? {
+            self.computed.insert((side, column.to_owned()));
+        }
+        Ok(())
+    }
+
     pub(super) fn expression(&mut self, node: &IdedExpr) -> Result<(), ConditionError> {
         if let Some((side, column)) = column_of(&node.expr)? {
             self.read(side, column);
@@ -261,6 +289,14 @@ impl Walk {
         for operand in call.target.as_deref().into_iter().chain(&call.args) {
             self.expression(operand)?;
         }
+        let computed: &[IdedExpr] = match (name, call.args.as_slice()) {
+            (operators::EQUALS | operators::NOT_EQUALS | operators::IN | "dyn", _) => &[],
+            (operators::CONDITIONAL, [condition, ..]) => std::slice::from_ref(condition),
+            (_, operands) => operands,
+        };
+        for operand in call.target.as_deref().into_iter().chain(computed) {
+            self.compute(operand)?;
+        }
         match (name, call.args.as_slice()) {
             (
                 operators::EQUALS
@@ -312,7 +348,12 @@ impl Walk {
             };
         }
         let literal = match literal {
-            LiteralValue::Null => return Ok(()),
+            LiteralValue::Null => {
+                let column = column_of(&left.expr)?;
+                let column = column.map(|(side, column)| (side, column.to_owned()));
+                self.asked_for_null.extend(column);
+                return Ok(());
+            }
             LiteralValue::Boolean(_) => Literal::Bool,
             LiteralValue::Double(_) | LiteralValue::Int(_) | LiteralValue::UInt(_) => {
                 Literal::Number

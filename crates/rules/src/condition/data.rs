@@ -102,6 +102,11 @@ impl DataExpression {
         self.reads.texts()
     }
 
+    /// As [`Condition::unguarded`](super::Condition::unguarded).
+    pub fn unguarded(&self) -> impl Iterator<Item = (Side, &str)> {
+        self.reads.unguarded()
+    }
+
     /// As [`Condition::misfits`](super::Condition::misfits).
     pub fn misfits(&self, kind: impl Fn(&str) -> Option<Kind>) -> impl Iterator<Item = Misfit<'_>> {
         self.reads.misfits(kind)
@@ -125,7 +130,8 @@ impl DataExpression {
         let variables = Variables::of(inputs);
         let mut context = self.root.new_inner_scope();
         context.set_variable_resolver(&variables);
-        Writing { inputs, bigint, limit, put_row, context: &context }.put(out, &self.shape)
+        let reads = &self.reads;
+        Writing { inputs, reads, bigint, limit, put_row, context: &context }.put(out, &self.shape)
     }
 }
 
@@ -158,6 +164,7 @@ impl Build {
                     return Err(ConditionError("?: takes three operands".to_owned()));
                 };
                 self.walk.expression(condition)?;
+                self.walk.compute(condition)?;
                 let (yes, no) = (Box::new(self.shape(yes)?), Box::new(self.shape(no)?));
                 Ok(Shape::Choice { condition: condition.clone(), yes, no })
             }
@@ -211,6 +218,7 @@ fn literal(expression: &Expr) -> Option<&str> {
 /// Writes the value for one row.
 struct Writing<'a, 'c, 'v> {
     inputs: &'a Inputs<'a>,
+    reads: &'a Reads,
     bigint: Bigint,
     limit: usize,
     put_row: &'a mut dyn FnMut(&mut BytesMut),
@@ -231,7 +239,11 @@ impl Writing<'_, '_, '_> {
             Shape::Column(side, name) => self.column(out, *side, name),
             Shape::Computed(expression) => {
                 let value = Value::resolve_val(expression, self.context);
-                put_computed(out, &*value.map_err(|error| EvalError(describe(&error)))?)
+                put_computed(
+                    out,
+                    &*value
+                        .map_err(|error| EvalError(describe(&error, self.reads, self.inputs)))?,
+                )
             }
             Shape::List(elements) => {
                 let mut opening = b'[';
@@ -255,7 +267,8 @@ impl Writing<'_, '_, '_> {
             }
             Shape::Choice { condition, yes, no } => {
                 let value = Value::resolve_val(condition, self.context);
-                let value = value.map_err(|error| EvalError(describe(&error)))?;
+                let value =
+                    value.map_err(|error| EvalError(describe(&error, self.reads, self.inputs)))?;
                 let holds = value.downcast_ref::<CelBool>().map(|value| *value.inner());
                 match holds {
                     Some(true) => self.put(out, yes),

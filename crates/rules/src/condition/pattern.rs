@@ -46,6 +46,9 @@ const STEPS_MAX: usize = 1 << 20;
 /// less far than so many bytes.
 const BYTES_PER_STATE: usize = 100;
 
+/// What is said where the value is none that a pattern can be looked for in.
+pub(super) const NO_STRING: &str = "matches applies to a string";
+
 /// How a call that holds its pattern is named; no expression can write it.
 pub(super) const MATCHES: &str = "@matches";
 
@@ -214,7 +217,7 @@ impl Pattern {
         let text = call.args.first().and_then(|text| text.downcast_ref::<CelString<'_>>());
         let found = match text {
             Some(text) => self.is_match(text.inner()),
-            None => Err("matches applies to a string".to_owned()),
+            None => Err(NO_STRING.to_owned()),
         };
         found.map(Value::Bool).map_err(|message| ExecutionError::FunctionError {
             function: UNREADABLE.to_owned(),

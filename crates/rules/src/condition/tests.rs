@@ -87,6 +87,52 @@ fn values_are_read_by_their_kind() {
 }
 
 #[test]
+fn null_that_an_expression_does_not_expect_is_named_with_what_to_write() {
+    let (null, kind) = ([field("seq", &Kind::Integer, Cell::Null)], Kind::Bool);
+    let says = ": new.seq is null; write new.seq != null && before what reads it";
+    for when in [
+        "new.seq > 5",
+        "5 - new.seq > 0",
+        "-new.seq > 1",
+        "new.seq",
+        "!new.seq",
+        "size(new.seq) > 1",
+        "new.seq.matches('x')",
+    ] {
+        let error = evaluate(when, &[], &null).unwrap_err().to_string();
+        assert!(error.ends_with(says), "{when}: {error}");
+    }
+    assert_eq!(evaluate("new.seq != null && new.seq > 5", &[], &null), Ok(false));
+    assert_eq!(evaluate("new.seq == 5", &[], &null), Ok(false));
+    let all = [null[0], field("other", &kind, Cell::Null)];
+    let error = evaluate("new.other == null && new.seq > 5", &[], &all).unwrap_err();
+    assert!(error.to_string().ends_with(says), "{error}");
+}
+
+#[test]
+fn columns_that_must_not_be_null_are_known_unless_the_condition_asks_for_that() {
+    let unguarded = |when: &str| {
+        let condition = Condition::compile(when).unwrap();
+        let names = condition.unguarded().map(|(side, of)| format!("{}.{of}", side.as_str()));
+        names.collect::<Vec<_>>().join(" ")
+    };
+    for (when, expected) in [
+        ("new.a > 5", "new.a"),
+        ("old.a < new.b || new.c", "old.a new.b new.c"),
+        ("new.a + 1 == 2 && new.b.startsWith('x')", "new.a new.b"),
+        ("new.a ? new.b == 1 : new.c == 2", "new.a"),
+        ("new.a.matches('^x')", "new.a"),
+        ("new.a", "new.a"),
+        ("new.a == 5 && old.b != new.b && new.c in [1, 2]", ""),
+        ("new.a != null && new.a > 5", ""),
+        ("null == new.a || new['a'] > 5", ""),
+        ("new.a != null && old.a > 5", "old.a"),
+    ] {
+        assert_eq!(unguarded(when), expected, "{when}");
+    }
+}
+
+#[test]
 fn numeric_that_a_double_cannot_hold_is_an_error_not_a_guess() {
     let kind = Kind::Numeric;
     let old = [field("c", &kind, Cell::Text("12345678901234567890.01"))];

@@ -69,6 +69,38 @@ pub fn labels(settings: RuleSettings<'_>, catalog: &Catalog) -> Vec<Label> {
     found
 }
 
+/// The rules whose expressions fail for rows that have no value of a column: it may be null, and they never ask whether
+/// it is.
+#[must_use]
+pub fn nullable(settings: RuleSettings<'_>, catalog: &Catalog) -> Vec<RuleError> {
+    let mut found = Vec::new();
+    for (index, rule) in settings.events.iter().enumerate() {
+        let Some(table) = rule.table.as_ref().and_then(|table| catalog.find(table)) else {
+            continue;
+        };
+        let condition = rule.when.as_deref().and_then(|text| Condition::compile(text).ok());
+        let data = rule.data.as_deref().and_then(|text| DataExpression::compile(text).ok());
+        let of_condition =
+            condition.iter().flat_map(Condition::unguarded).map(|read| ("when", read));
+        let of_data = data.iter().flat_map(DataExpression::unguarded).map(|read| ("data", read));
+        for (key, (side, column)) in of_condition.chain(of_data) {
+            if !table.column(column).is_some_and(|column| column.is_nullable) {
+                continue;
+            }
+            let name = format!("{}.{column}", side.as_str());
+            let fix = match key {
+                "when" => format!("write {name} != null && before what reads it"),
+                _ => format!("write {name} == null ? null : before what reads it"),
+            };
+            let message = format!(
+                "{key}: {name} may be null, and then the change becomes a dead letter; {fix}, or make the column NOT NULL"
+            );
+            found.push(RuleError { subject: subject(index, rule), message });
+        }
+    }
+    found
+}
+
 /// The rules for deletes that name columns which a deleted row does not have: the replica identity of the table, or of
 /// one of its partitions, does not log them.
 #[must_use]

@@ -39,6 +39,7 @@ fn table(oid: u32, name: &str, columns: &[(&str, u32)], primary_key: &[&str]) ->
     let column = |(name, type_oid): &(&str, u32)| TableColumn {
         name: (*name).to_owned(),
         type_oid: *type_oid,
+        is_nullable: *name == "status",
         is_loose: false,
         generated: if *name == "made" { Generated::Unpublishable } else { Generated::No },
         is_left_out: *name == "hidden",

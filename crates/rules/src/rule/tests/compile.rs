@@ -139,6 +139,26 @@ fn text_that_is_compared_with_a_column_of_a_users_type_is_told_with_its_place() 
 }
 
 #[test]
+fn rule_that_fails_where_a_column_is_null_is_told_with_the_column() {
+    let told = |rest: &str| -> Vec<String> {
+        let config = config(&rule("z", "['insert']", rest));
+        nullable(config.rules(), &catalog_with(subscribers()))
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    let when = "rule 1 (z): when: new.status may be null, and then the change becomes a dead letter; write new.status \
+                != null && before what reads it, or make the column NOT NULL";
+    assert_eq!(told("when = \"new.status.size() > 3\""), [when]);
+    assert_eq!(told("when = \"new.status != null && new.status.size() > 3\""), [""; 0]);
+    assert_eq!(told("when = \"new.id > 3\""), [""; 0], "it is never null");
+    let data = "rule 1 (z): data: new.status may be null, and then the change becomes a dead letter; write new.status \
+                == null ? null : before what reads it, or make the column NOT NULL";
+    assert_eq!(told("data = \"{'s': new.status + '!'}\""), [data]);
+    assert_eq!(told("data = \"{'s': new.status}\""), [""; 0], "a column by itself");
+}
+
+#[test]
 fn rule_for_deletes_that_names_columns_which_are_not_logged_is_told() {
     let told = |on: &str, table: Table| -> Vec<String> {
         let config = config(&rule("z", on, "columns = ['id', 'status']"));

@@ -353,6 +353,38 @@ async fn what_is_discarded_for_a_paused_endpoint_is_counted_no_more_also_after_a
 }
 
 #[tokio::test]
+async fn pause_holds_what_waits_for_an_endpoint_that_is_gone_and_resume_says_that_it_is_dropped()
+-> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    ensure!(world.walhook(&["endpoints", "pause", "1"]).await?.status.success());
+    for id in 0..5 {
+        world.subscribe(id, 1).await?;
+    }
+    world.until(DEFERRED, "5").await?;
+    world.sql.batch_execute("DELETE FROM webhooks").await?;
+    world.settled().await?;
+    let listed = world.walhook_json(&["endpoints", "list", "--trouble"]).await?;
+    let gone = &listed["endpoints"][0];
+    ensure!(gone["state"] == "removed" && gone["deferred"] == 5, "{listed}");
+    let resumed = world.walhook(&["endpoints", "resume", "1"]).await?;
+    ensure!(resumed.status.success(), "{}", said(&resumed));
+    ensure!(
+        said(&resumed).contains("whose row is gone: 5 deferred deliveries are dropped"),
+        "{}",
+        said(&resumed)
+    );
+    world.until(DEFERRED, "0").await?;
+    let dropped = ["events", "list", "--outcome", "dropped", "--endpoint", "1"];
+    let dropped = world.walhook_json(&dropped).await?;
+    ensure!(dropped["lines"].as_array().map(Vec::len) == Some(5), "{dropped}");
+    ensure!(requests(&world, "/1") == 0);
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
 async fn endpoint_that_is_gone_with_deferred_deliveries_is_told_with_the_replay_that_sends_them()
 -> Result<()> {
     let sections = "[delivery]\nquick_attempts = 1\nretry_base = \"1s\"\nretry_cap = \"2s\"\n";

@@ -117,7 +117,12 @@ async fn resume(config: &Config, asked: Resume, json: bool) -> CommandResult {
     let Resume { id, wait: Wait { wait } } = asked;
     let terminal = Terminal::new();
     let done = endpoints::resume(config, &id, wait, &mut |p| terminal.tell(p)).await?;
-    let text = if done.changed {
+    let text = if let Some(dropped) = done.dropped {
+        format!(
+            "resumed endpoint {id}, whose row is gone: {dropped} deferred deliveries are dropped; `walhook events \
+             list --outcome dropped --endpoint {id}` lists them"
+        )
+    } else if done.changed {
         format!(
             "resumed endpoint {id}: what was deferred comes back. What became dead letters while it was \
              switched off stays so until `walhook dead-letters retry --endpoint {id}`"

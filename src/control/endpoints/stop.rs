@@ -16,6 +16,8 @@ use walhook_state::{Ask, EndpointStop};
 pub(crate) struct StopView {
     /// Whether it was otherwise before.
     pub(crate) changed: bool,
+    /// How many deferred deliveries it drops to resume an endpoint whose row is gone; null: it drops none.
+    pub(crate) dropped: Option<i64>,
     /// The endpoint's id.
     pub(crate) endpoint: String,
     /// Whether the leader has done it.
@@ -38,7 +40,7 @@ pub(crate) async fn pause(
     wait: Duration,
     tell: Tell<'_>,
 ) -> Result<StopView, Failure> {
-    ensure_known(config, id).await?;
+    find(config, id).await?;
     let ask = Ask::PauseEndpoint(EndpointStop { endpoint: id.to_owned(), reason });
     carry_out(config, id, &ask, wait, tell).await
 }
@@ -54,10 +56,15 @@ pub(crate) async fn resume(
     wait: Duration,
     tell: Tell<'_>,
 ) -> Result<StopView, Failure> {
-    ensure_known(config, id).await?;
+    let found = find(config, id).await?;
     let reason = String::new();
     let ask = Ask::ResumeEndpoint(EndpointStop { endpoint: id.to_owned(), reason });
-    carry_out(config, id, &ask, wait, tell).await
+    let done = carry_out(config, id, &ask, wait, tell).await?;
+    let dropped = match found {
+        Found::Removed { deferred } if done.changed => Some(deferred),
+        Found::Removed { .. } | Found::Row => None,
+    };
+    Ok(StopView { dropped, ..done })
 }
 
 async fn carry_out(
@@ -70,22 +77,29 @@ async fn carry_out(
     let work = jobs::ask(Databases::of(config), ask, wait, tell).await?;
     let work = work.context("nothing is to be done")?;
     let (changed, finished, job) = (work.done > 0, work.finished, work.id);
-    Ok(StopView { changed, endpoint: id.to_owned(), finished, job, work })
+    Ok(StopView { changed, dropped: None, endpoint: id.to_owned(), finished, job, work })
 }
 
-/// One that the customer has removed may still be stopped.
-async fn ensure_known(config: &Config, id: &str) -> Result<(), Failure> {
+/// Where an endpoint is known.
+enum Found {
+    /// In the endpoint table.
+    Row,
+    /// In the state tables alone: the customer has removed it, and it may still be stopped.
+    Removed { deferred: i64 },
+}
+
+async fn find(config: &Config, id: &str) -> Result<Found, Failure> {
     let source = lookup::connect(config.lookups(), "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
     let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
     let rows = Lookups::of(config.lookups()).list(&source, which).await;
     if !rows.context("cannot read the endpoint table")?.is_empty() {
-        return Ok(());
+        return Ok(Found::Row);
     }
     let state = Databases::of(config).open_state().await?;
-    if !state.standings(Some(&ids), "", 1).await?.is_empty() {
-        return Ok(());
+    if let Some(standing) = state.standings(Some(&ids), "", 1).await?.first() {
+        return Ok(Found::Removed { deferred: standing.deferred });
     }
     let table = &config.endpoints.table;
     Err(anyhow!("{table} has no endpoint {id}; `walhook endpoints list` shows them").into())

@@ -179,6 +179,17 @@ async fn event_is_sent_again_to_whoever_is_named_as_far_back_as_the_window_reach
     let unwanted = world.walhook(&["events", "resend", &event]).await?;
     let said = text(&unwanted.stderr);
     ensure!(unwanted.status.code() == Some(1) && said.contains("nothing was sent"), "{said}");
+    ensure!(said.contains("no endpoint of account 42 wants subscriber.created now"), "{said}");
+    ensure!(!said.contains("the rules of now"), "{said}");
+    let one = world.walhook(&["events", "resend", &event, "--endpoint", "8"]).await?;
+    let said = text(&one.stderr);
+    ensure!(said.contains("endpoint 8 takes no subscriber.created of account 42 now"), "{said}");
+    world.edit_config("subscriber.created", "subscriber.made")?;
+    let unmade = world.walhook(&["events", "resend", &event]).await?;
+    let said = text(&unmade.stderr);
+    ensure!(unmade.status.code() == Some(1), "{said}");
+    ensure!(said.contains("nothing was sent: the rules of now do not make"), "{said}");
+    world.edit_config("subscriber.made", "subscriber.created")?;
     let old = world.walhook(&["events", "resend", "evt_00000000000000000000000001"]).await?;
     let said = text(&old.stderr);
     ensure!(

@@ -219,19 +219,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             let wait = Wait::for_everything(wait);
             let sent = carry_out(&config, &range, wait, common.json).await?;
             if sent.finished && sent.is_of_nothing() {
-                if let Some(why) = events::resend::unroutable(&config, id).await? {
-                    return Err(anyhow!(
-                        "nothing was sent: {id} could not be turned into an event with an endpoint: {why}; correct the \
-                         rule or the endpoint table and send it again, or have the row written anew"
-                    )
-                    .into());
-                }
-                return Err(anyhow!(
-                    "nothing was sent: no endpoint of its account wants it now, it was committed before {from}, \
-                     where what can be sent again begins, or {id} is no event of this pipeline",
-                    from = sent.from
-                )
-                .into());
+                let why = events::resend::why_nothing(&config, id, &sent).await?;
+                return Err(anyhow!("nothing was sent: {why}").into());
             }
             Ok(())
         }

@@ -2,7 +2,7 @@
 
 use anyhow::anyhow;
 
-use super::super::replay::{Moment, ReplayRange, Window, ensure_endpoint};
+use super::super::replay::{Moment, ReplayRange, ReplayView, Window, ensure_endpoint};
 use super::super::{Databases, Failure};
 use super::LINES_MAX;
 use crate::config::Config;
@@ -11,11 +11,46 @@ use walhook_core::lsn::Lsn;
 use walhook_core::position::EventId;
 use walhook_core::replay::ReplayFilter;
 
+/// Why nothing came of sending it again: the replay window is asked whether there is such an event.
+///
+/// # Errors
+/// When a database does not answer, or the replay window cannot be read.
+pub(crate) async fn why_nothing(
+    config: &Config,
+    id: EventId,
+    sent: &ReplayView,
+) -> Result<String, Failure> {
+    if let Some(event) = super::body::of_window(config, id).await? {
+        let (of, account) = (&event.event_type, &event.account);
+        return Ok(match &sent.filter.endpoint {
+            Some(endpoint) => format!("endpoint {endpoint} takes no {of} of account {account} now"),
+            None => format!("no endpoint of account {account} wants {of} now"),
+        });
+    }
+    if let Some(why) = unroutable(config, id).await? {
+        return Ok(format!(
+            "{id} could not be turned into an event with an endpoint: {why}; correct the rule or the endpoint table and \
+             send it again, or have the row written anew"
+        ));
+    }
+    let older = match sent.from_oldest {
+        true => format!(
+            "it was committed before {}, where what can be sent again begins, or ",
+            sent.from
+        ),
+        false => String::new(),
+    };
+    Ok(format!(
+        "{older}the rules of now do not make {id} of what the replay window has: a rule was changed, or it is no event \
+         of this pipeline"
+    ))
+}
+
 /// Why it could not be routed, where it is known not to have been: what its dead letter says, or the delivery log.
 ///
 /// # Errors
 /// When the state database does not answer.
-pub(crate) async fn unroutable(config: &Config, id: EventId) -> Result<Option<String>, Failure> {
+async fn unroutable(config: &Config, id: EventId) -> Result<Option<String>, Failure> {
     let state = Databases::of(config).open_state().await?;
     let letters = state.letters_of_event(id).await?;
     if let Some(letter) = letters.into_iter().find(|letter| letter.endpoint.is_none()) {

@@ -278,6 +278,12 @@ async fn replay_says_what_is_dead_and_waits_for_all_of_it_where_that_is_asked() 
     let letters = world.walhook_json(&["dead-letters", "list", "--replay", &id]).await.unwrap();
     assert_eq!(letters["dead_letters"].as_array().map(Vec::len), Some(6), "{letters}");
 
+    let mistyped = ["replay", "start", "--from", &from, "--type", "subscriber.creatd"];
+    refused(&world, &mistyped, 1, "no rule makes an event of type subscriber.creatd")
+        .await
+        .unwrap();
+    let nobody = ["replay", "start", "--from", &from, "--account", "99"];
+    refused(&world, &nobody, 1, "has no endpoint of account 99").await.unwrap();
     let unknown = ["replay", "start", "--from", &from, "--endpoint", "99"];
     refused(&world, &unknown, 1, "has no endpoint 99").await.unwrap();
     world.sql.batch_execute("UPDATE webhooks SET enabled = false WHERE id = 1").await.unwrap();

@@ -19,7 +19,7 @@ use crate::config::Config;
 use walhook_core::event::rfc3339;
 use walhook_core::id::ReplayId;
 use walhook_core::replay::ReplayFilter;
-use walhook_postgres::lookup::{self, Lookups, Which};
+use walhook_postgres::lookup::{self, Listed, Lookups, Which};
 use walhook_state::{StateStore, StoredReplay};
 
 pub(crate) use bounds::{Moment, Window};
@@ -180,11 +180,8 @@ pub(crate) async fn range(config: &Config, asked: Asked) -> Result<ReplayRange, 
 /// A replay goes to the endpoints of now, so to one that is not there it would send nothing, and say
 /// nothing of that.
 pub(super) async fn ensure_endpoint(config: &Config, id: &str) -> Result<(), Failure> {
-    let source = lookup::connect(config.lookups(), "walhook replay").await.context("source.url")?;
     let ids = [id.to_owned()];
-    let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
-    let rows = Lookups::of(config.lookups()).list(&source, which).await;
-    let rows = rows.context("cannot read the endpoint table")?;
+    let rows = listed(config, Which { ids: Some(&ids), limit: 1, ..Which::default() }).await?;
     let table = &config.endpoints.table;
     match rows.first() {
         None => Err(anyhow!(
@@ -199,16 +196,43 @@ pub(super) async fn ensure_endpoint(config: &Config, id: &str) -> Result<(), Fai
     }
 }
 
+/// A type that no rule makes, or an account without an endpoint, is mistyped: nothing would be sent.
+async fn ensure_wanted(config: &Config, filter: &ReplayFilter) -> Result<(), Failure> {
+    let is_made = |of: &&String| config.events.iter().any(|rule| rule.makes(of));
+    if let Some(of) = filter.types.iter().find(|of| !is_made(of)) {
+        return Err(anyhow!("no rule makes an event of type {of}, so nothing would be sent").into());
+    }
+    let Some(account) = &filter.account else { return Ok(()) };
+    let which = Which { account: Some(account), limit: 1, ..Which::default() };
+    if listed(config, which).await?.is_empty() {
+        let table = &config.endpoints.table;
+        return Err(anyhow!(
+            "{table} has no endpoint of account {account}, so nothing would be sent"
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Rows of the endpoint table.
+async fn listed(config: &Config, which: Which<'_>) -> Result<Vec<Listed>, Failure> {
+    let source = lookup::connect(config.lookups(), "walhook replay").await.context("source.url")?;
+    let rows = Lookups::of(config.lookups()).list(&source, which).await;
+    Ok(rows.context("cannot read the endpoint table")?)
+}
+
 /// Asks the leader for the replay.
 ///
 /// # Errors
-/// When nothing is sent from here, or the state database does not answer.
+/// When nothing is sent from here, no rule makes a type that is asked for, the account has no endpoint, or a database
+/// does not answer.
 pub(crate) async fn start(
     config: &Config,
     range: &ReplayRange,
     tell: Tell<'_>,
 ) -> Result<ReplayView, Failure> {
     ensure_live(config)?;
+    ensure_wanted(config, &range.filter).await?;
     let databases = Databases::of(config);
     let replay = databases.open_state().await?.create_replay(range).await?;
     let then = format!("replay {} begins when one does", replay.id);

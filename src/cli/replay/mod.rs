@@ -134,7 +134,13 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
                 return if common.json { print_json(&counts) } else { text() };
             }
             let wait = wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
-            carry_out(&config, &range, wait, common.json).await.map(drop)
+            let sent = carry_out(&config, &range, wait, common.json).await?;
+            if !common.json && sent.finished && sent.is_of_nothing() {
+                print_line(
+                    "nothing was sent; the same command with --dry-run says what the range has",
+                )?;
+            }
+            Ok(())
         }
         Command::List { limit } => {
             let list = replay::list(databases, limit).await?;

@@ -63,7 +63,7 @@ pub enum DeferReason {
     Breaker,
     /// An operator has paused the endpoint.
     Paused,
-    /// It held the frontier back for too long.
+    /// It held the frontier back for too long; or, of a replay, its endpoint is slow, and the replay went on without it.
     Held,
     /// An earlier delivery with one of its keys is deferred.
     Behind,

@@ -95,7 +95,7 @@ impl Dispatcher {
         let is_slow = in_memory.health().pool(now) == Pool::Slow
             || in_memory.first_ready().is_some_and(waits)
             || in_memory.len() >= LONG_QUEUE;
-        is_slow.then_some(DeferReason::Overflow)
+        is_slow.then_some(DeferReason::Held)
     }
 
     /// Where replays have all the room that they may have, what waits for too long makes room. A request
@@ -114,7 +114,7 @@ impl Dispatcher {
             if in_memory.sent().any(|pending| pending.id == id) {
                 self.keep_in_flight(queue, id);
             } else {
-                let exit = Exit::Other(DeferReason::Overflow);
+                let exit = Exit::Other(DeferReason::Held);
                 self.leave(queue, &[id], exit, now);
             }
         }

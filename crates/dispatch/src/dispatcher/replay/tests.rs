@@ -124,6 +124,8 @@ fn replay_to_an_endpoint_that_hangs_is_held_up_for_a_second_only() {
     let before = counts(&mut rig);
     assert!(before.total() > 100 - 16, "only what is in flight is not accounted for: {before:?}");
     assert_eq!(rows(&rig).len() as i64, before.deferred);
+    let is_held = |row: &(_, DeferReason, _)| row.1 == DeferReason::Held;
+    assert!(rows(&rig).iter().all(is_held), "memory has room: {:?}", rows(&rig));
     // The answers that come at last count, or find their rows.
     let mut next = 0;
     while let Some(dispatch) = sent.get(next) {

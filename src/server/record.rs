@@ -4,7 +4,7 @@
 //! the file is full, the recording ends and says so; the pipeline goes on.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +23,9 @@ pub const FILE_MAX: u64 = 256 << 20;
 
 /// Of these, what is left for the last line.
 const END_BYTES: u64 = 1 << 10;
+
+/// Bytes of whole lines that go to the file together, about.
+const AT_ONCE: usize = 64 << 10;
 
 /// Lines, and their bytes, between the dispatcher and the thread that writes.
 const LINES_MAX: usize = 65_536;
@@ -72,12 +75,14 @@ impl Recording {
         let tape = Tape { key: Key::new(rand::random()), lines, shared: Arc::clone(&shared) };
         let path = path.display().to_string();
         let writer = std::thread::Builder::new().name("recording".to_owned()).spawn(move || {
-            let (end, written) = write(file, &queue, &shared, max);
+            let mut out = Lines::new(file);
+            let end = write(&mut out, &queue, &shared, max);
+            let written = out.written;
             let why = shared.stopped.get().cloned();
             match (end, why) {
                 (Err(error), _) => tracing::error!(
                     path, written, %error,
-                    "the recording has ended: it cannot be written; the pipeline goes on without it"
+                    "the recording has ended: it cannot be written; the pipeline goes on without it; what it holds can be replayed"
                 ),
                 (Ok(()), Some(why)) => tracing::error!(
                     path, written, why,
@@ -103,49 +108,86 @@ impl Recording {
     }
 }
 
-/// Writes what comes, until nothing more can come or the file is full; says how much.
-fn write(
-    file: File,
+/// Writes what comes, until nothing more can come or the file is full.
+fn write<F: Cut>(
+    out: &mut Lines<F>,
     queue: &Receiver<Vec<u8>>,
     shared: &Shared,
     max: u64,
-) -> (io::Result<()>, u64) {
-    let mut written = 0;
-    let mut out = BufWriter::new(file);
-    let mut all = || -> io::Result<()> {
-        loop {
-            let line = match queue.try_recv() {
-                Ok(line) => line,
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {
-                    out.flush()?;
-                    if shared.stopped.get().is_some() {
-                        break;
-                    }
-                    match queue.recv_timeout(LOOKS_EVERY) {
-                        Ok(line) => line,
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        Err(RecvTimeoutError::Disconnected) => break,
-                    }
+) -> io::Result<()> {
+    loop {
+        let line = match queue.try_recv() {
+            Ok(line) => line,
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                out.flush()?;
+                if shared.stopped.get().is_some() {
+                    break;
                 }
-            };
-            shared.queued.fetch_sub(line.len(), Ordering::Relaxed);
-            let bytes = line.len() as u64;
-            if written + bytes + END_BYTES > max {
-                let _ = shared.stopped.set(FULL.to_owned());
-                break;
+                match queue.recv_timeout(LOOKS_EVERY) {
+                    Ok(line) => line,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
             }
-            out.write_all(&line)?;
-            written += bytes;
+        };
+        shared.queued.fetch_sub(line.len(), Ordering::Relaxed);
+        if out.bytes() + line.len() as u64 + END_BYTES > max {
+            let _ = shared.stopped.set(FULL.to_owned());
+            break;
         }
-        let why = shared.stopped.get().map_or("walhook has ended", String::as_str);
-        let last = recording::ended(why)?;
-        out.write_all(&last)?;
-        written += last.len() as u64;
-        out.flush()
-    };
-    let ended = all();
-    (ended, written)
+        out.put(&line)?;
+    }
+    let why = shared.stopped.get().map_or("walhook has ended", String::as_str);
+    out.put(&recording::ended(why)?)?;
+    out.flush()
+}
+
+/// A file that can be cut off.
+trait Cut: Write {
+    /// Nothing is left behind so many bytes.
+    fn cut(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+impl Cut for File {
+    fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
+    }
+}
+
+/// Whole lines, some at once: where the disk takes a part of them, the file ends with a line all the same.
+struct Lines<F> {
+    file: F,
+    waiting: Vec<u8>,
+    /// Bytes that the file has.
+    written: u64,
+}
+
+impl<F: Cut> Lines<F> {
+    const fn new(file: F) -> Self {
+        Self { file, waiting: Vec::new(), written: 0 }
+    }
+
+    /// With what waits.
+    const fn bytes(&self) -> u64 {
+        self.written + self.waiting.len() as u64
+    }
+
+    fn put(&mut self, line: &[u8]) -> io::Result<()> {
+        self.waiting.extend_from_slice(line);
+        if self.waiting.len() < AT_ONCE { Ok(()) } else { self.flush() }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(&self.waiting) {
+            // Where that fails too, its last line cannot be read.
+            let _ = self.file.cut(self.written);
+            return Err(error);
+        }
+        self.written = self.bytes();
+        self.waiting.clear();
+        Ok(())
+    }
 }
 
 impl Tape {
@@ -252,6 +294,44 @@ mod tests {
         assert_eq!(why(lines(&path).last()), "walhook has ended");
     }
 
+    /// A disk with room for so many bytes.
+    struct Full(Vec<u8>, usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let fit = bytes.len().min(self.1 - self.0.len());
+            if fit == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.extend_from_slice(&bytes[..fit]);
+            Ok(fit)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Cut for Full {
+        fn cut(&mut self, bytes: u64) -> io::Result<()> {
+            self.0.truncate(usize::try_from(bytes).unwrap());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn recording_on_a_disk_that_is_full_ends_with_a_whole_line() {
+        let room = 3 * AT_ONCE + 50;
+        let mut out = Lines::new(Full(Vec::new(), room));
+        let line = [vec![b'x'; 99], vec![b'\n']].concat();
+        let error = (0..).find_map(|_| out.put(&line).err()).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        let all = &out.file.0;
+        assert_eq!(all.len() as u64, out.written);
+        assert!(all.len() > AT_ONCE && all.len() < room, "{} bytes", all.len());
+        assert_eq!((all.len() % 100, all.last()), (0, Some(&b'\n')));
+    }
+
     #[test]
     fn recording_ends_where_the_disk_does_not_keep_up_and_nobody_waits() {
         let (sender, queue) = sync_channel(2);
@@ -261,7 +341,8 @@ mod tests {
         assert_eq!(put, [true, true, false, false]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recording");
-        write(File::create(&path).unwrap(), &queue, &shared, FILE_MAX).0.unwrap();
+        let mut out = Lines::new(File::create(&path).unwrap());
+        write(&mut out, &queue, &shared, FILE_MAX).unwrap();
         assert_eq!(lines(&path).len(), 3);
         assert_eq!(why(lines(&path).last()), BEHIND);
     }

@@ -176,13 +176,15 @@ fn note(settled: Option<bool>) -> &'static str {
     match settled {
         Some(true) => {
             "if there was such an event, all of its deliveries have come to their ends, or no endpoint wanted it; the \
-             delivery log has no line of them (deliveries.keep, deliveries.retention and deliveries.max_size decide \
-             what it keeps). Or it is another pipeline's"
+             delivery log has no line of them: deliveries.keep, deliveries.retention and deliveries.max_size decide \
+             what it keeps, and lines are left out while state transactions are slow \
+             (walhook_delivery_log_entries_total{result=\"dropped\"}). Or it is another pipeline's"
         }
         Some(false) => "it is not settled: it is to be read, or waits to be routed",
         None => {
-            "neither the delivery log nor a table has it: no endpoint wanted it, the log keeps it no longer, it has just \
-             been committed, or it is another pipeline's"
+            "neither the delivery log nor a table has it: no endpoint wanted it, the log keeps it no longer, its line was \
+             left out while state transactions were slow (walhook_delivery_log_entries_total{result=\"dropped\"}), it has \
+             just been committed, or it is another pipeline's"
         }
     }
 }

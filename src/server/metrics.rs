@@ -110,7 +110,7 @@ pub struct Metrics {
     workers: HashMap<&'static str, IntGauge>,
     /// `walhook_worker_slots`: requests that may be in flight at once, wherever they are.
     pub worker_slots: IntGauge,
-    /// `walhook_slots_in_use_ratio`: how much of that is in use.
+    /// `walhook_slots_in_use_ratio`: how much is in use of the pool of slots of which more is.
     pub slots_in_use: Gauge,
     /// `walhook_bus_connected`: whether the leader's connection to the bus carries; no number where none is to.
     pub bus_connected: Gauge,

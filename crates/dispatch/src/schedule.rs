@@ -342,6 +342,13 @@ impl Scheduler {
         self.slots(pool).total
     }
 
+    /// Of these, the slots that lanes with a backlog may use: some fast ones are kept for idle lanes.
+    #[must_use]
+    pub fn usable(&self, pool: Pool) -> u32 {
+        let slots = self.slots(pool);
+        slots.total.saturating_sub(slots.reserve)
+    }
+
     /// The requests that hold a slot of the pool.
     #[must_use]
     pub fn in_flight(&self, pool: Pool) -> u32 {

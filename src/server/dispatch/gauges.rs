@@ -24,8 +24,11 @@ impl Driver {
     fn report(&mut self) {
         report(&self.dispatcher, &mut self.reported, &self.tools);
         let gauges = self.dispatcher.gauges();
-        let in_flight = gauges.in_flight_fast + gauges.in_flight_slow;
-        self.tools.metrics.set_slots(self.slots, in_flight);
+        let pools = [
+            (gauges.in_flight_fast, gauges.usable_fast),
+            (gauges.in_flight_slow, gauges.usable_slow),
+        ];
+        self.tools.metrics.set_slots(self.slots, pools);
         let now = self.tools.clock.now();
         if let Some(workers) = &mut self.tools.workers {
             workers.report(now);

@@ -85,7 +85,10 @@ const HELP: &[(&str, &str)] = &[
         "walhook_slot_safe_bytes",
         "WAL that can still be written before the slot is lost; infinite without a limit.",
     ),
-    ("walhook_slots_in_use_ratio", "How many of the slots for requests are in use."),
+    (
+        "walhook_slots_in_use_ratio",
+        "How many of the slots for requests are in use: of the fast or of the slow ones, where it is more.",
+    ),
     ("walhook_spool_bytes", "What the spool of open transactions takes on disk."),
     ("walhook_spooled_bytes_total", "What was ever written to the spool."),
     ("walhook_state_bytes", "Bytes that the state tables take."),

@@ -108,3 +108,19 @@ fn metrics_tell_which_program_runs_and_what_its_process_takes() {
         assert!(text.contains(&series), "{series} is not in:\n{text}");
     }
 }
+
+#[test]
+fn slots_in_use_are_those_of_the_fuller_pool() {
+    let metrics = Metrics::new("main", []).unwrap();
+    for (pools, ratio) in [
+        ([(0, 0), (0, 0)], 0.0),
+        ([(15, 15), (0, 63)], 1.0),
+        ([(0, 15), (63, 63)], 1.0),
+        ([(3, 15), (7, 70)], 0.2),
+        // An idle account has the slot that is kept; or there are fewer slots now than requests.
+        ([(16, 15), (0, 63)], 1.0),
+    ] {
+        metrics.set_slots(80, pools);
+        assert!((metrics.slots_in_use.get() - ratio).abs() < 1e-9, "{pools:?}");
+    }
+}

@@ -78,11 +78,15 @@ impl Metrics {
         }
     }
 
-    /// Sets how many requests may be in flight, and how many are.
-    pub fn set_slots(&self, slots: u32, in_flight: u32) {
+    /// Sets how many requests may be in flight; and of each pool how many are, and how many may be. A full pool
+    /// makes its deliveries wait, however much is free in the other.
+    pub fn set_slots(&self, slots: u32, pools: [(u32, u32); 2]) {
         self.worker_slots.set(slots.into());
         // None in flight, where there may be none: nothing is wanting then.
-        self.slots_in_use.set(f64::from(in_flight) / f64::from(slots.max(1)));
+        let in_use = |(in_flight, usable): (u32, u32)| {
+            (f64::from(in_flight) / f64::from(usable.max(1))).min(1.0)
+        };
+        self.slots_in_use.set(pools.map(in_use).into_iter().fold(0.0, f64::max));
     }
 
     /// Counts a change of an endpoint's state.

@@ -313,6 +313,8 @@ impl Dispatcher {
             queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.sending.in_pool(Pool::Fast),
             in_flight_slow: self.sending.in_pool(Pool::Slow),
+            usable_fast: self.sending.usable_slots(Pool::Fast),
+            usable_slow: self.sending.usable_slots(Pool::Slow),
             reserved_fast: self.sending.covered_in(Pool::Fast),
             reserved_slow: self.sending.covered_in(Pool::Slow),
             in_flight_probe: self.sending.in_pool(Pool::Probe),

@@ -292,6 +292,11 @@ impl Sending {
         self.scheduler.total(pool)
     }
 
+    /// How many of these accounts with a backlog may use.
+    pub(super) fn usable_slots(&self, pool: Pool) -> u32 {
+        self.scheduler.usable(pool)
+    }
+
     /// What requests of these queues that are in flight will say is outdated.
     pub(super) fn outdate(&mut self, queues: &[QueueNo]) {
         for request in self.in_flight.values_mut().filter(|r| queues.contains(&r.queue)) {

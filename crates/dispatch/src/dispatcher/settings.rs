@@ -135,6 +135,10 @@ pub struct Gauges {
     pub in_flight_fast: u32,
     /// Requests in flight to slow endpoints.
     pub in_flight_slow: u32,
+    /// Requests to fast endpoints that accounts with a backlog may have in flight, all together.
+    pub usable_fast: u32,
+    /// To slow endpoints, likewise.
+    pub usable_slow: u32,
     /// Of the fast ones, those on slots that are reserved for their accounts.
     pub reserved_fast: u32,
     /// Of the slow ones, likewise.

@@ -330,6 +330,7 @@ fn scheduler_keeps_a_reserve_for_lanes_with_nothing_in_flight() {
         charges.push(scheduler.start(lane, Pool::Fast, Duration::from_millis(250)));
     }
     assert_eq!(charges.len(), 62, "two of 64 are reserved");
+    assert_eq!((scheduler.total(Pool::Fast), scheduler.usable(Pool::Fast)), (64, 62));
     let small = scheduler.add_lane(1.0);
     scheduler.set_ready(small, Pool::Fast, true);
     assert_eq!(scheduler.peek(Pool::Fast), Some(small));

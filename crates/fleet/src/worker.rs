@@ -36,7 +36,7 @@ use walhook_core::id::Epoch;
 use walhook_core::tick::micros;
 
 /// A worker that was refused asks again after this.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
+pub const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// Lower epochs are taken again when nothing was heard of the highest one for so long: the state tables were made
 /// anew. A leader that was only stopped finds out by itself before that. Likewise another pipeline.

@@ -20,6 +20,7 @@ use walhook_core::id::Epoch;
 use walhook_fleet::frame::{Body, Digest, Frame, Hello, HelloState, PipelineId, SPOKEN, SessionId};
 use walhook_fleet::leader::SPARE;
 use walhook_fleet::subjects::Subjects;
+use walhook_fleet::worker::REFUSED_FOR;
 use walhook_fleet::{HELLOS_PER_LEASE, LEAD_EVERY};
 use walhook_postgres::pg::Conninfo;
 use walhook_postgres::source;
@@ -201,10 +202,12 @@ async fn permissions(bus: &Bus, subjects: &Subjects, report: &mut Report) -> Opt
 /// Sessions that serve, of which pipeline, and what each says of itself.
 type Seen = BTreeMap<SessionId, (Option<PipelineId>, Hello)>;
 
-/// What workers say within the time in which each says something, while somebody leads.
+/// What workers say within the time in which each says something, while somebody leads. Where none does, for longer.
 async fn listen(workers: &Workers, mut hellos: Subscription) -> Seen {
     let every = workers.lease / HELLOS_PER_LEASE;
-    let deadline = Instant::now() + every + LEAD_EVERY + SETTLE;
+    let usual = Instant::now() + every + LEAD_EVERY + SETTLE;
+    // One that was refused says nothing for a while.
+    let mut deadline = usual + REFUSED_FOR;
     let mut seen = BTreeMap::new();
     while let Ok(Some(received)) = timeout_at(deadline, hellos.next()).await {
         let Received::Frame { payload, .. } = received else { continue };
@@ -214,6 +217,9 @@ async fn listen(workers: &Workers, mut hellos: Subscription) -> Seen {
             HelloState::Serving => seen.insert(frame.session, (frame.pipeline, hello)),
             HelloState::Closing(_) => seen.remove(&frame.session),
         };
+        if !seen.is_empty() {
+            deadline = deadline.min(usual.max(Instant::now() + SETTLE));
+        }
     }
     seen
 }

@@ -11,6 +11,7 @@ use crate::server::trouble::{PASSING, Part};
 use walhook_bus::State;
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::tick::Tick;
+use walhook_fleet::frame::Refusal;
 use walhook_fleet::leader::{FleetCounters, FleetGauges, SPARE, WorkerChanged, WorkerState};
 use walhook_fleet::subjects::Subjects;
 
@@ -39,6 +40,8 @@ pub(super) struct Troubles {
     mute_host: String,
     /// The last worker that was refused: when, its machine, and why.
     refused: Option<(Tick, String, &'static str)>,
+    /// The machine of the last worker that was lost, while none has served since.
+    lost: Option<String>,
     /// Words of other pipelines' workers so far, and when the last one came.
     foreign: (u64, Option<Tick>),
     /// Since when there are workers that do not show that they hear us.
@@ -64,6 +67,7 @@ impl Troubles {
             mute: None,
             mute_host: String::new(),
             refused: None,
+            lost: None,
             foreign: (0, None),
             apart: None,
             proxy: None,
@@ -88,8 +92,12 @@ impl Troubles {
 
     /// Takes note of what a worker has become.
     pub(super) fn note(&mut self, now: Tick, changed: &WorkerChanged) {
-        if let (WorkerState::Refused, Some(why)) = (changed.state, changed.refused) {
+        // A session that is over is refused once, and its worker begins another.
+        if let Some(why) = changed.refused.filter(|why| *why != Refusal::Lost) {
             self.refused = Some((now, changed.host.clone(), why.as_str()));
+        }
+        if changed.state == WorkerState::Lost {
+            self.lost = Some(changed.host.clone());
         }
         if changed.state == WorkerState::Mute {
             self.mute_host.clone_from(&changed.host);
@@ -112,12 +120,17 @@ impl Troubles {
         } else {
             self.unconfirmed = None;
         }
+        // One in quarantine is given a request at a time.
+        let serve = gauges.serving + gauges.quarantined;
+        if serve > 0 {
+            self.lost = None;
+        }
         let away = (!bus.connected && self.local != LocalSending::Never).then(|| {
             // Where only workers may send, nobody does, which is told as that.
             let (error, fix) = why_away(bus);
             (format!("{error}; the leader sends all"), fix)
         });
-        let apart = away.or_else(|| self.why_apart(now, bus));
+        let apart = away.or_else(|| self.why_apart(now, gauges, bus));
         if let Some((error, fix)) = &apart {
             let since = *self.apart.get_or_insert_with(Instant::now);
             self.tell.fails_with(Part::Bus, since, error, fix);
@@ -125,8 +138,6 @@ impl Troubles {
             self.apart = None;
             self.tell.works(Part::Bus);
         }
-        // One in quarantine is given a request at a time.
-        let serve = gauges.serving + gauges.quarantined;
         if self.local != LocalSending::Never || serve > 0 {
             self.unserved = None;
             self.tell.works(Part::Sending);
@@ -173,10 +184,26 @@ impl Troubles {
     }
 
     /// Why workers that are there do not serve this leader, and the fix.
-    fn why_apart(&self, now: Tick, bus: &State) -> Option<(String, String)> {
+    fn why_apart(&self, now: Tick, gauges: &FleetGauges, bus: &State) -> Option<(String, String)> {
+        let refused = self.refused.as_ref().filter(|(at, ..)| now.since(*at) < REFUSED_WITHIN);
+        if let Some((_, host, why)) = refused.filter(|_| bus.connected) {
+            return Some((
+                format!("the worker on {host} is refused: {why}"),
+                "correct the worker's configuration or build; `walhook check` names what differs"
+                    .to_owned(),
+            ));
+        }
         if self.foreign.1.is_some_and(|at| now.since(at) < FOREIGN_WITHIN) {
             let error = format!("{}, and has workers that could be ours", shared(&self.subject));
             return Some((error, SHARED_FIX.to_owned()));
+        }
+        if let Some(host) = self.lost.as_ref().filter(|_| bus.connected && gauges.mute == 0) {
+            return Some((
+                format!("all workers are lost, the last one on {host}, and none serves since"),
+                "start workers, or see in their logs why they do not come: `walhook check --role worker` there says \
+                 whether the bus takes them"
+                    .to_owned(),
+            ));
         }
         // One that was killed as it joined is lost within this time.
         if self.unconfirmed.is_none_or(|since| since.elapsed() < PASSING) {
@@ -213,14 +240,7 @@ impl Troubles {
             let error = format!("{because}, and the outcomes of all workers are not heard");
             return (error, format!("{}, {or}", self.unmute()));
         }
-        let refused = self.refused.as_ref().filter(|(at, ..)| now.since(*at) < REFUSED_WITHIN);
-        if let Some((_, host, why)) = refused {
-            return (
-                format!("{because}, and the worker on {host} is refused: {why}"),
-                format!("correct the worker's configuration, {or}"),
-            );
-        }
-        if let Some((error, fix)) = self.why_apart(now, bus) {
+        if let Some((error, fix)) = self.why_apart(now, gauges, bus) {
             return (format!("{because}, and {error}"), format!("{fix}, {or}"));
         }
         if bus.refused.is_some() {
@@ -264,6 +284,7 @@ pub(super) fn refusal(bus: &State) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use walhook_fleet::frame::SessionId;
 
     fn state(connected: bool) -> State {
         let trouble = (!connected).then(|| "connection refused".into());
@@ -343,7 +364,49 @@ mod tests {
             text.contains("the bus is away: connection refused; the leader sends all"),
             "{text}"
         );
-        assert_eq!(said(LocalSending::Fallback, none, true, true, 0).await, []);
+        let one = FleetGauges { serving: 1, ..none };
+        for (local, gauges) in [
+            (LocalSending::Fallback, none),
+            (LocalSending::Fallback, one),
+            (LocalSending::Always, one),
+            (LocalSending::Never, one),
+        ] {
+            let refused = said(local, gauges, true, true, 0).await;
+            let [(Part::Bus, text)] = &refused[..] else { panic!("{local:?}: {refused:?}") };
+            assert!(text.contains("the worker on w1 is refused: its [egress] differs"), "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_workers_lost_are_told_until_one_serves_and_those_that_left_are_not() {
+        let (tell, listen) = Teller::new("p");
+        let subjects = Subjects::new("walhook", "p").unwrap();
+        let mut troubles = Troubles::new(&tell, &workers(LocalSending::Fallback), &subjects);
+        let changed = |state, refused| WorkerChanged {
+            session: SessionId(1),
+            host: "w1".into(),
+            build: "1".into(),
+            state,
+            refused,
+            bye: None,
+            lost: 0,
+            quarantine: None,
+        };
+        let (none, counters) = (FleetGauges::default(), FleetCounters::default());
+        let mut said = |change: WorkerChanged, serving| {
+            troubles.note(Tick(0), &change);
+            let gauges = FleetGauges { serving, ..none };
+            troubles.report(Tick(0), &gauges, &counters, &state(true));
+            listen.borrow().troubles.get(&Part::Bus).map(|it| it.error.clone())
+        };
+        assert_eq!(said(changed(WorkerState::Left, None), 0), None);
+        assert_eq!(said(changed(WorkerState::Refused, Some(Refusal::Lost)), 0), None);
+        assert_eq!(said(changed(WorkerState::Lost, None), 1), None);
+        let lost = said(changed(WorkerState::Lost, None), 0).unwrap();
+        assert!(lost.contains("all workers are lost, the last one on w1"), "{lost}");
+        assert!(said(changed(WorkerState::Joining, None), 0).is_some());
+        assert_eq!(said(changed(WorkerState::Serving, None), 1), None);
+        assert_eq!(said(changed(WorkerState::Left, None), 0), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -104,6 +104,20 @@ async fn check_of_workers_says_that_the_bus_takes_us_and_who_is_there() {
 }
 
 #[tokio::test]
+async fn check_of_workers_names_one_that_was_refused_and_asks_only_now_and_then() {
+    let nats = Nats::start("max_payload: 2MB").await.unwrap();
+    let config = config(&nats.url(), "");
+    let asks_again = async {
+        sleep(REFUSED_FOR / 2).await;
+        say_hello(&nats, "late", Digest([7; 32])).await
+    };
+    let (found, _late) = tokio::join!(findings(&config), asks_again);
+    let last = found.last().unwrap().to_string();
+    assert!(last.starts_with("fail  workers: late, version 0.1.0, [egress] 0707"), "{last}");
+    assert!(last.contains("has another [egress] than this configuration"), "{last}");
+}
+
+#[tokio::test]
 async fn check_of_workers_says_that_another_pipeline_uses_the_subject() {
     let nats = Nats::start("max_payload: 2MB").await.unwrap();
     let config = config(&nats.url(), "");

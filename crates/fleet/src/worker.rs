@@ -77,6 +77,8 @@ pub struct Serving {
     told: Option<Epoch>,
     refused: Option<(Refusal, u64)>,
     draining: bool,
+    /// What sessions that have gone since it drains could tell nobody.
+    untold: u64,
     left: VecDeque<ServeEffect>,
     shown: ServeState,
 }
@@ -103,6 +105,7 @@ impl Serving {
             told: None,
             refused: None,
             draining: false,
+            untold: 0,
             left: VecDeque::new(),
             shown: ServeState::Waiting,
         }
@@ -170,6 +173,19 @@ impl Serving {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.draining && self.current.is_none() && self.closing.is_empty()
+    }
+
+    /// Requests that were made, of which no leader has heard what came of them: of sessions that are there, and of those
+    /// that have gone since it was told to drain.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        let sessions = self.current.iter().chain(self.closing.values());
+        sessions.fold(self.untold, |sum, session| sum.saturating_add(self.untold_of(session)))
+    }
+
+    /// A later leader that has heard all that was kept has heard of these too.
+    fn untold_of(&self, session: &Session) -> u64 {
+        if self.told.is_some_and(|told| told > session.epoch) { 0 } else { session.untold() }
     }
 
     /// Requests that run.
@@ -337,7 +353,8 @@ impl Serving {
             .map(|session| session.id)
             .collect();
         for id in gone {
-            self.closing.remove(&id);
+            let session = self.closing.remove(&id).filter(|_| self.draining);
+            self.untold += session.map_or(0, |session| self.untold_of(&session));
             self.left.push_back(ServeEffect::Unsubscribe(id));
         }
         self.note_told();

@@ -100,14 +100,13 @@ pub(crate) async fn serve(serves: Serves, drain: CancellationToken) -> Result<()
     let bus = &worker.serves.link.bus;
     // Where it is away nothing more is written, however long that is waited for.
     let _written = bus.state().connected && bus.flush(LAST_WORDS).await;
-    let heard = worker.serving.is_drained();
     worker.report_now(&watch);
-    if heard {
-        tracing::info!("the worker has ended: the leader has heard of all that it sent");
-    } else {
-        tracing::warn!(
-            "the worker has ended without a leader that heard of all that it sent; some is sent again"
-        );
+    match worker.serving.untold() {
+        0 => tracing::info!("the worker has ended: the leader has heard of all that it sent"),
+        untold => tracing::warn!(
+            untold,
+            "the worker has ended, and no leader has heard what came of `untold` requests: they may be sent again"
+        ),
     }
     Ok(())
 }

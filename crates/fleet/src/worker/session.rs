@@ -57,6 +57,8 @@ pub(super) struct Session {
     /// The session's first outcomes, so many, are of earlier leaders.
     kept: u64,
     unheard: VecDeque<WireOutcome>,
+    /// Outcomes of its own that nobody wants to hear of.
+    dropped: u64,
     first: u64,
     sent: u64,
     sent_at_us: u64,
@@ -91,6 +93,7 @@ impl Session {
             earlier: BTreeMap::new(),
             kept: 0,
             unheard: VecDeque::new(),
+            dropped: 0,
             first: 0,
             sent: 0,
             sent_at_us: 0,
@@ -158,6 +161,13 @@ impl Session {
         self.first + u64::try_from(self.unheard.len()).unwrap_or(0)
     }
 
+    /// Requests of its own that were made, and of which its leader has not heard what came of them.
+    pub(super) fn untold(&self) -> u64 {
+        let is_own = |it: &&WireOutcome| it.key < EARLIER_KEYS && it.outcome.is_some();
+        let unheard = u64::try_from(self.unheard.iter().filter(is_own).count()).unwrap_or(0);
+        self.dropped.saturating_add(unheard)
+    }
+
     pub(super) fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
     }
@@ -203,6 +213,7 @@ impl Session {
     pub(super) fn orphan(&mut self) {
         self.phase = Phase::Orphan;
         self.until_us = None;
+        self.dropped = self.untold();
         self.unheard.clear();
         self.earlier.clear();
     }
@@ -304,7 +315,9 @@ impl Session {
         outcome: &Option<Outcome>,
     ) -> Option<Option<DeliveryKey>> {
         let delivery = self.running.remove(&key)?;
-        if self.phase != Phase::Orphan {
+        if self.phase == Phase::Orphan {
+            self.dropped += u64::from(outcome.is_some());
+        } else {
             let outcome = outcome.clone();
             self.unheard.push_back(WireOutcome { key, outcome, earlier: None });
         }

@@ -286,20 +286,47 @@ fn worker_that_leaves_takes_nothing_more_and_goes_when_its_last_outcome_is_ackno
     rig.serving.handle(rig.now, ServeInput::Ended { key: rig.key(0), outcome: outcome() });
     assert_eq!(outcomes(&rig.effects()), [(0, vec![(0, true)])]);
     assert!(!rig.serving.is_drained(), "it is not acknowledged");
+    assert_eq!(rig.serving.untold(), 1);
     rig.grant(rig.now, 1, true);
     rig.effects();
     assert!(rig.serving.is_drained());
+    assert_eq!(rig.serving.untold(), 0);
 }
 
 #[test]
 fn worker_that_leaves_goes_in_time_where_no_leader_answers() {
+    for (requests, heard) in [(0, 0), (3, 0), (3, 2)] {
+        let mut rig = Rig::new();
+        rig.attempts(0..requests);
+        rig.effects();
+        rig.serving.handle(rig.now, ServeInput::Drain);
+        for key in 0..requests {
+            rig.serving
+                .handle(rig.now, ServeInput::Ended { key: rig.key(key), outcome: outcome() });
+        }
+        rig.effects();
+        rig.grant(rig.now, heard, false);
+        assert!(!rig.serving.is_drained());
+        rig.now += 4_000 * MS;
+        rig.effects();
+        assert!(rig.serving.is_drained());
+        assert_eq!(rig.serving.untold(), requests - heard);
+    }
+}
+
+#[test]
+fn what_a_lost_session_makes_while_its_worker_leaves_is_told_to_nobody() {
     let mut rig = Rig::new();
-    rig.serving.handle(rig.now, ServeInput::Drain);
+    rig.attempts(0..3);
     rig.effects();
-    assert!(!rig.serving.is_drained());
-    rig.now += 4_000 * MS;
+    rig.serving.handle(rig.now, ServeInput::Ended { key: rig.key(0), outcome: outcome() });
+    rig.serving.handle(rig.now, ServeInput::Drain);
+    rig.order(Body::Refused(Refused { why: Refusal::Lost }));
+    rig.serving.handle(rig.now, ServeInput::Ended { key: rig.key(1), outcome: outcome() });
+    rig.serving.handle(rig.now, ServeInput::Ended { key: rig.key(2), outcome: None });
     rig.effects();
     assert!(rig.serving.is_drained());
+    assert_eq!(rig.serving.untold(), 2);
 }
 
 #[test]

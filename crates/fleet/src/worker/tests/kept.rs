@@ -121,6 +121,7 @@ fn worker_that_leaves_tells_the_next_leader_and_takes_nothing() {
     rig.grant(rig.now, 3, true);
     rig.effects();
     assert!(rig.serving.is_drained());
+    assert_eq!(rig.serving.untold(), 0, "the next leader has heard of both");
 }
 
 #[test]

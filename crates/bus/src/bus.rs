@@ -1,6 +1,7 @@
 //! The connection, and what is published and heard over it.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, unconstrained};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::options::{BusError, Options};
 use crate::state::{State, Watch};
@@ -105,8 +106,9 @@ impl Bus {
         let client = client.map_err(|error| options.unreached(&error))?;
         let (state_sender, state) = watch::channel(State::new(Instant::now()));
         let mut monitor = JoinSet::new();
-        monitor.spawn(observe(client.clone(), seen_by_monitor, state_sender));
         let options = Arc::new(options.clone());
+        let asks = Asks::new(Arc::clone(&options));
+        monitor.spawn(observe(client.clone(), asks, seen_by_monitor, state_sender));
         Ok(Self { client, state, options, _monitor: Arc::new(monitor) })
     }
 
@@ -239,6 +241,8 @@ struct Seen {
     connections: u64,
     dropped: u64,
     trouble: Option<Arc<str>>,
+    /// Whether that is the whole reason for which the bus is away.
+    is_sure: bool,
     /// What the server refused of us on this connection.
     refused: Option<Arc<str>>,
 }
@@ -250,9 +254,13 @@ impl Seen {
             Event::Connected => {
                 self.connected = true;
                 self.connections += 1;
-                self.refused = None;
+                (self.trouble, self.refused) = (None, None);
             }
-            Event::Disconnected | Event::Closed => self.connected = false,
+            Event::Disconnected | Event::Closed => {
+                self.connected = false;
+                // A connection does not end for a permission that is missing.
+                self.trouble.take_if(|trouble| self.refused.as_ref() == Some(trouble));
+            }
             Event::SlowConsumer(_) => self.dropped += 1,
             Event::ServerError(error) => {
                 let what = server_error(&error);
@@ -297,9 +305,54 @@ fn client_error(error: &ClientError) -> String {
     }
 }
 
+/// How often it is asked why no server takes us.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// Asks, while the bus is away, why that is so: the client names only the kind of an error.
+struct Asks {
+    options: Arc<Options>,
+    under_way: JoinSet<Option<String>>,
+    at: Instant,
+    /// What came of it; `None` inside: a server took us.
+    answer: Option<Option<Arc<str>>>,
+}
+
+impl Asks {
+    fn new(options: Arc<Options>) -> Self {
+        Self { options, under_way: JoinSet::new(), at: Instant::now(), answer: None }
+    }
+
+    /// Begins where it is time to, once the client has failed to connect.
+    fn look(&mut self, seen: &Seen) {
+        if seen.connected {
+            self.under_way.abort_all();
+            (self.at, self.answer) = (Instant::now(), None);
+        } else if seen.trouble.is_some() && self.under_way.is_empty() && Instant::now() >= self.at {
+            self.at = Instant::now() + ASK_EVERY;
+            let options = Arc::clone(&self.options);
+            self.under_way.spawn(async move { options.why_unreached().await });
+        }
+    }
+
+    /// Waits until one has ended, or another is due.
+    async fn next(&mut self, away: bool) {
+        match self.under_way.join_next().await {
+            Some(Ok(why)) => self.answer = Some(why.map(Into::into)),
+            Some(Err(_given_up)) => {}
+            None if away => sleep_until(self.at).await,
+            None => pending().await,
+        }
+    }
+}
+
 /// Turns what the client tells into the state: connected is said only once the new connection has taken
 /// the subscriptions.
-async fn observe(client: Client, mut seen: watch::Receiver<Seen>, state: watch::Sender<State>) {
+async fn observe(
+    client: Client,
+    mut asks: Asks,
+    mut seen: watch::Receiver<Seen>,
+    state: watch::Sender<State>,
+) {
     let mut told = Told::default();
     let mut tell = |now: &Seen, max_payload: Option<usize>| {
         state.send_if_modified(|state| set(state, now, max_payload));
@@ -307,7 +360,12 @@ async fn observe(client: Client, mut seen: watch::Receiver<Seen>, state: watch::
     };
     let mut carrying = None;
     loop {
-        let now = seen.borrow_and_update().clone();
+        let mut now = seen.borrow_and_update().clone();
+        asks.look(&now);
+        if let Some(answer) = &asks.answer {
+            now.is_sure = true;
+            now.trouble = answer.clone().or(now.trouble);
+        }
         if now.connected && carrying == Some(now.connections) {
             tell(&now, Some(client.max_payload()));
         } else {
@@ -327,8 +385,11 @@ async fn observe(client: Client, mut seen: watch::Receiver<Seen>, state: watch::
             carrying = Some(now.connections);
             tell(&now, Some(client.max_payload()));
         }
-        if seen.changed().await.is_err() {
-            return;
+        let away = !now.connected && now.trouble.is_some();
+        tokio::select! {
+            biased;
+            changed = seen.changed() => if changed.is_err() { return },
+            () = asks.next(away) => {}
         }
     }
 }
@@ -388,17 +449,32 @@ impl Told {
         due
     }
 
-    /// One line when it goes, one when it is back, and one for each trouble of another kind.
+    /// One line when it goes, as soon as it is known why, one when it is back, and one for each trouble of another kind.
     fn tell(&mut self, seen: &Seen, up: bool) {
-        let trouble = seen.trouble.as_deref().unwrap_or("no reason was given");
-        if up && !self.up {
-            tracing::info!("the bus is connected");
-            self.away = false;
-        } else if !up && !seen.connected && (self.up || (!self.away && seen.trouble.is_some())) {
-            tracing::warn!(why = trouble, "the bus is away; connecting again and again");
-            self.away = true;
-        } else if up && seen.trouble != self.trouble && self.is_due(trouble, Instant::now()) {
-            tracing::warn!(why = trouble, "the bus refused something");
+        let is_new = seen.trouble != self.trouble;
+        match seen.trouble.as_deref() {
+            _ if up && !self.up => {
+                if self.away || seen.connections <= 1 {
+                    tracing::info!("the bus is connected");
+                } else {
+                    tracing::info!(
+                        "the bus is connected again: the connection was lost for a moment"
+                    );
+                }
+                self.away = false;
+            }
+            Some(why) if !up && !seen.connected && seen.is_sure && !self.away => {
+                tracing::warn!(why, "the bus is away; connecting again and again");
+                self.is_due(why, Instant::now());
+                self.away = true;
+            }
+            Some(why) if up && is_new && self.is_due(why, Instant::now()) => {
+                tracing::warn!(why, "the bus refused something");
+            }
+            Some(why) if self.away && is_new && self.is_due(why, Instant::now()) => {
+                tracing::warn!(why, "the bus is still away");
+            }
+            Some(_) | None => {}
         }
         if seen.dropped != self.dropped {
             let dropped = seen.dropped - self.dropped;

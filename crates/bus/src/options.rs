@@ -246,6 +246,14 @@ impl Options {
         self.servers.0.clone()
     }
 
+    /// Why no server takes us, in words; `None`: one does.
+    pub(crate) async fn why_unreached(&self) -> Option<String> {
+        match self.of_client() {
+            Ok(client) => client.connect(self.addresses()).await.err().map(|error| why(&error)),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     /// That no server took us, in words.
     pub(crate) fn unreached(&self, error: &async_nats::ConnectError) -> BusError {
         BusError::Unreached { servers: self.servers.to_string(), why: why(error) }

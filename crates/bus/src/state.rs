@@ -18,7 +18,7 @@ pub struct State {
     pub connections: u64,
     /// Messages that a full subscription did not take.
     pub dropped: u64,
-    /// What went wrong last: in words, without secrets. Stays when it is over; a permission that is
+    /// What went wrong last since it connected, or why it is away: in words, without secrets. A permission that is
     /// missing is told here while the bus is connected.
     pub trouble: Option<Arc<str>>,
     /// What the server has refused of us since it connected: names the subject where a permission is missing.

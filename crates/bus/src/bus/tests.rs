@@ -100,10 +100,11 @@ async fn bus_that_is_away_takes_nothing_and_its_return_is_told() -> Result<()> {
     let mut watch = bus.watch();
     assert_eq!(bus.publish("a", None, Bytes::new()), Err(NotPublished::Away));
     let mut frames = bus.subscribe("a").await?;
-    trouble(&bus, "IO error").await?;
+    trouble(&bus, "IO error: Connection refused").await?;
     for round in 1..=3 {
         nats.start_again().await?;
         until_up(&mut watch).await?;
+        assert_eq!(bus.state().trouble, None);
         bus.publish("a", None, Bytes::from(round.to_string()))?;
         assert_eq!(bytes(&mut frames).await?, round.to_string());
         nats.kill()?;
@@ -232,6 +233,50 @@ async fn bus_with_tls_and_a_password_trusts_its_authority_alone() -> Result<()> 
     let error = Bus::connect_now(&plain).await.unwrap_err().to_string();
     assert!(error.contains("certificate"), "{error}");
     Ok(())
+}
+
+#[tokio::test]
+async fn bus_that_is_away_says_why_that_is_and_not_what_it_refused_before() -> Result<()> {
+    let users = "authorization { users: [{ user: w, password: hush, permissions: { publish: [\"p.hello\"] } }] }";
+    let mut nats = Nats::start(users).await?;
+    let mut options = options(&[nats.url()]);
+    options.credentials = password("w", "hush");
+    let bus = Bus::connect(&options).await?;
+    let mut watch = bus.watch();
+    until_up(&mut watch).await?;
+    bus.publish("p.lead", None, Bytes::new())?;
+    trouble(&bus, "Permissions Violation for Publish").await?;
+    nats.kill()?;
+    while bus.state().connected {
+        event(&mut watch).await?;
+    }
+    let said = bus.state().trouble;
+    assert!(said.is_none_or(|said| !said.contains("Permissions")), "that is not why");
+    trouble(&bus, "Connection refused").await?;
+    // What was wrong with a connection is not wrong with the next.
+    nats.start_again().await?;
+    until_up(&mut watch).await?;
+    assert_eq!((bus.state().trouble, bus.state().refused), (None, None));
+    nats.reload("authorization { users: [{ user: w, password: other }] }")?;
+    trouble(&bus, "it refuses the credentials").await
+}
+
+#[test]
+fn log_says_that_the_bus_is_away_once_it_is_known_why() {
+    let mut told = Told::default();
+    let up = Seen { connected: true, connections: 1, ..Seen::default() };
+    told.tell(&up, true);
+    let lost = Seen { connected: false, ..up.clone() };
+    told.tell(&lost, false);
+    assert!(!told.away);
+    let kind = Seen { trouble: Some("IO error".into()), ..lost };
+    told.tell(&kind, false);
+    assert!(!told.away, "that is not all");
+    let sure = Seen { is_sure: true, ..kind };
+    told.tell(&sure, false);
+    assert!(told.away);
+    told.tell(&up, true);
+    assert!(!told.away && told.up);
 }
 
 #[tokio::test]

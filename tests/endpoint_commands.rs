@@ -31,7 +31,18 @@ async fn endpoint_is_tested_by_a_signed_event_whether_a_leader_runs_or_not() -> 
     let refused = world.walhook(&["endpoints", "test", "1"]).await?;
     ensure!(refused.status.code() == Some(1), "{}", said(&refused));
     ensure!(said(&refused).contains("status     418"), "{}", said(&refused));
+    ensure!(!said(&refused).contains("sent from"), "{}", said(&refused));
     ensure!(world.mock.received().len() == 2, "each test is one request");
+
+    // It goes from here, also where only workers send.
+    world.edit_config(
+        "[log]",
+        "[workers]\nurl = \"nats://127.0.0.1:1\"\nlocal = \"never\"\n[log]",
+    )?;
+    let from_here = world.walhook(&["endpoints", "test", "1"]).await?;
+    let text = said(&from_here);
+    ensure!(text.contains("sent from  this machine, not from a worker"), "{text}");
+    ensure!(world.mock.received().len() == 3, "{text}");
 
     // Where walhook may not go, a test does not go either.
     world.sql.batch_execute("UPDATE webhooks SET url = 'http://10.0.0.1/x?token=hush'").await?;

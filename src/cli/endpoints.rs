@@ -27,7 +27,7 @@ pub struct Args {
 enum Command {
     /// List endpoints, by id: host, account, state, deferred deliveries, dead letters
     List(List),
-    /// Send an endpoint a signed event of type webhook.test, and show what it answers
+    /// Send an endpoint a signed event of type webhook.test from this machine, and show what it answers
     Test {
         /// Its id
         id: String,
@@ -93,7 +93,10 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             let page = endpoints::list(&config, &asked).await?;
             if common.json { print_json(&page) } else { print_line(&page_text(&page, &asked)) }
         }
-        Command::Test { id } => test(&endpoints::probe(&config, &id).await?, common.json),
+        Command::Test { id } => {
+            let probe = endpoints::probe(&config, &id).await?;
+            test(&probe, config.workers.is_some(), common.json)
+        }
         Command::Pause(asked) => pause(&config, asked, common.json).await,
         Command::Resume(asked) => resume(&config, asked, common.json).await,
     }
@@ -145,11 +148,13 @@ fn end(stop: &StopView, text: &str, wait: Duration, json: bool) -> CommandResult
     if wait.is_zero() { Ok(()) } else { job::verdict(&stop.work) }
 }
 
-fn test(probe: &ProbeView, json: bool) -> CommandResult {
+/// `workers`: whether there are some, which it does not leave from.
+fn test(probe: &ProbeView, workers: bool, json: bool) -> CommandResult {
     if json {
         print_json(probe)?;
     } else {
         let none = || "none".to_owned();
+        let from = workers.then(|| ("sent from", "this machine, not from a worker".to_owned()));
         let rows = [
             ("endpoint", format!("{} of account {}", probe.endpoint, probe.account_id)),
             ("host", probe.host.clone().unwrap_or_else(none)),
@@ -158,7 +163,7 @@ fn test(probe: &ProbeView, json: bool) -> CommandResult {
             ("latency", format!("{} ms", probe.latency_ms)),
             ("answer", probe.answer.clone().unwrap_or_else(none)),
         ];
-        for (name, value) in rows {
+        for (name, value) in rows.into_iter().chain(from) {
             print_line(&format!("{name:<10} {}", one_line(&value)))?;
         }
     }

@@ -155,6 +155,30 @@ async fn proxy_gets_every_request_by_address_and_its_password_is_never_shown() -
 }
 
 #[tokio::test]
+async fn check_judges_the_proxy_by_endpoints_that_are_well() -> Result<()> {
+    let proxy = Proxy::start().await?;
+    let world = World::with("", RULES, &[]).await?;
+    let url = format!("http://{}", proxy.address);
+    world.reconfigure("[egress]\n", &format!("[egress]\nproxy = \"{url}\"\n"))?;
+    // Nobody listens there, each has a host of its own, and all of them stand before the one that is well.
+    for id in 10..20 {
+        world.hook(id, id, "").await?;
+        world
+            .sql
+            .batch_execute(&format!(
+                "UPDATE webhooks SET url = 'http://127.0.0.{id}:1/' WHERE id = {id};
+                 INSERT INTO walhook.backlog (pipeline, endpoint, account, deferred, stopped_us, failing_since)
+                     VALUES ('walhook', '{id}', '{id}', 1, 0, '2026-01-02T03:04:05Z')"
+            ))
+            .await?;
+    }
+    world.hook(2, 2, "").await?;
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    ensure!(check.contains("pass  egress.proxy: opens tunnels"), "{check}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn proxy_that_fails_is_a_trouble_of_ours_and_no_endpoint_is_to_blame() -> Result<()> {
     let proxy = Proxy::start().await?;
     proxy.refuses.store(true, Ordering::Relaxed);

@@ -61,7 +61,7 @@ pub(super) async fn check(
             report.pass(WHAT, format!("works under the search_path {path}"));
             endpoints(config, &listed, report);
             if let Some(transport) = through {
-                proxy::tunnels(transport, &listed, report).await;
+                proxy::tunnels(config, transport, &listed, report).await;
             }
             accounts::check(config, &client, report).await?;
         }

@@ -198,3 +198,15 @@ fn raw_body(event: &Event) -> anyhow::Result<Box<RawValue>> {
     let body = String::from_utf8(event.body().into()).context("the body is no UTF-8")?;
     RawValue::from_string(body).context("the body is no JSON")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn note_of_an_event_without_a_line_names_that_lines_are_left_out_unless_it_is_to_come() {
+        let names_it = |settled| note(settled).contains("delivery_log_entries_total");
+        assert!(names_it(Some(true)) && names_it(None));
+        assert!(!names_it(Some(false)));
+    }
+}

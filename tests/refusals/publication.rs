@@ -261,6 +261,46 @@ async fn publication_by_another_name_is_refused_and_costs_nothing() -> Result<()
     Ok(())
 }
 
+#[tokio::test]
+async fn instance_that_does_not_fit_is_refused_beside_a_leader_that_goes_on() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    let later = "CREATE TABLE later (id bigint PRIMARY KEY, account_id bigint NOT NULL)";
+    world.sql.batch_execute(later).await?;
+    let before = std::fs::read_to_string(world.config())?;
+    let rule = |table: &str| {
+        format!(
+            "[[events]]\ntype = \"later.created\"\ntable = \"public.{table}\"\non = [\"insert\"]\n\
+             account = \"account_id\"\ncolumns = [\"id\"]\n"
+        )
+    };
+    let (not_published, no_table) = (rule("later"), rule("never"));
+    for (toml, says) in [
+        (format!("{before}\n{not_published}"), "does not hold the table public.later"),
+        (format!("{before}\n{no_table}"), "public.never"),
+        (
+            before.replacen("[source]", "[source]\npublication = \"other\"", 1),
+            "set source.publication back to \"walhook\"",
+        ),
+    ] {
+        world.write_config(&toml)?;
+        let beside = [("WALHOOK_ADMIN__LISTEN", "127.0.0.1:0")];
+        let (status, log) = world.spawn_with(&beside)?.ended_with_log().await?;
+        ensure!(status.code() == Some(2) && log.contains(says), "{says}: {status}:\n{log}");
+    }
+
+    world.write_config(&before)?;
+    world.subscribe(2, 1).await?;
+    world.delivered(2).await?;
+    let output = world.walhook(&["status"]).await?;
+    ensure!(output.status.success(), "status: {}", text(&output.stdout));
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
 /// As docs/install.md says.
 #[tokio::test]
 async fn publication_is_changed_without_a_loss_once_the_checkpoint_has_passed_the_new_one()

@@ -304,7 +304,7 @@ fn inputs_read_back_with_all_that_decides_and_nothing_that_is_somebodys() {
         let plain = |input: &Input| serde_json::to_string(input).unwrap();
         assert_eq!(plain(&read), plain(&input));
     }
-    assert_eq!(kinds.len(), 15, "a kind is missing");
+    assert_eq!(kinds.len(), 16, "a kind is missing");
 }
 
 #[test]

@@ -74,8 +74,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let settings = Settings { memory_limit: LIMIT, slice: 4, ..fixture::settings() };
-        let dispatcher = fixture::dispatcher(settings);
-        Self { dispatcher, now: Tick(60_000_000), commit: 2_000, left: 0, in_flight: vec![] }
+        let (mut dispatcher, now) = (fixture::dispatcher(settings), Tick(60_000_000));
+        dispatcher.enter(now);
+        Self { dispatcher, now, commit: 2_000, left: 0, in_flight: vec![] }
     }
 
     /// An event comes, for as many endpoints as its account's number says. Then checks who gave way for it.
@@ -167,6 +168,7 @@ impl World {
 
     fn store(&mut self) {
         self.now = self.now + Duration::from_millis(100);
+        self.dispatcher.enter(self.now);
         if self.dispatcher.poll_persist(self.now).is_some() {
             self.dispatcher.handle_persisted(&Persisted::default(), self.now);
         }

@@ -325,7 +325,7 @@ async fn support_question_is_answered() -> Result<()> {
     show_until(&world, &ids[4], "unroutable").await?;
 
     // Killed, and a standby leads: the story goes on.
-    let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let admin = walhook_testkit::address::free_address()?;
     let mut standby = world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &admin.to_string())])?;
     until_standing_by(admin).await?;
     world.mock.set_behaviour("/2", Behaviour::ok());

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 use walhook_core::endpoint::Secret;
-use walhook_testkit::program::free_address;
+use walhook_testkit::address::free_address;
 
 use crate::support::{PATIENCE, RULES, SCHEMA, SECRET, World};
 

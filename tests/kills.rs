@@ -292,7 +292,7 @@ async fn sigterm_in_traffic_loses_nothing_and_sends_nothing_twice() {
 
 /// A second instance of the same pipeline, with an admin server of its own.
 pub(crate) async fn stand_by(world: &mut World) -> Result<(Running, SocketAddr)> {
-    let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let admin = walhook_testkit::address::free_address()?;
     let standby = world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &admin.to_string())])?;
     until_standing_by(admin).await.with_context(|| standby.log())?;
     Ok((standby, admin))

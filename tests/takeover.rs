@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_millis(5);
 const SOON: Duration = Duration::from_secs(4);
 
 async fn spawn(world: &mut World) -> Result<(SocketAddr, Running)> {
-    let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let admin = walhook_testkit::address::free_address()?;
     Ok((admin, world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &admin.to_string())])?))
 }
 

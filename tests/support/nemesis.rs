@@ -136,7 +136,7 @@ impl Nemesis {
         world.sql.execute(sql, &[&from, &to, &behind]).await?;
         let mut instances = Vec::new();
         for _ in 0..2 {
-            let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+            let admin = walhook_testkit::address::free_address()?;
             instances.push(Instance {
                 admin,
                 running: spawn(world, admin)?,

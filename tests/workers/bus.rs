@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
 use walhook_process::clock::unix_us;
+use walhook_testkit::address::free_address;
 use walhook_testkit::nats::Nats;
-use walhook_testkit::program::{Program, Running, free_address};
+use walhook_testkit::program::{Program, Running};
 use walhook_testkit::tls::Authority;
 
 use super::leading::{endpoints, lead};

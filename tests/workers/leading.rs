@@ -166,7 +166,7 @@ async fn standby_serves_and_then_leads(
     let sections = format!("[workers]\nurl = \"{}\"\n", nats.url());
     let mut world = traffic::world(&sections, &[]).await?;
     let endpoints = endpoints(&world).await?;
-    let first_admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let first_admin = walhook_testkit::address::free_address()?;
     let mut leader = world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &first_admin.to_string())])?;
     leader.until_leading(first_admin).await?;
     let mut standby = world.spawn_with(&[])?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::program::free_address;
+use crate::address::free_address;
 use crate::session::Session;
 
 /// What PostgreSQL's own `initdb` needs at most on a slow machine.

@@ -3,6 +3,7 @@
 //! It speaks URLs, paths and ports: it depends on no crate of the product, so that each of them can
 //! be tested with it, and nothing of it is in the product's libraries.
 
+pub mod address;
 pub mod admin;
 pub mod change;
 pub mod clock;

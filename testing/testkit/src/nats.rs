@@ -10,7 +10,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::program::{PATIENCE, free_address};
+use crate::address::free_address;
+use crate::program::PATIENCE;
 use crate::scratch::Scratch;
 
 /// Between two looks at a server that starts.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::address::free_address;
 use crate::admin::{answers, get, without_pipeline};
 use crate::scratch::Scratch;
 
@@ -493,13 +494,4 @@ pub fn memory_bytes(pid: u32, name: &str) -> Result<u64> {
     let kib = line.and_then(|line| line.split_whitespace().next());
     let kib: u64 = kib.with_context(|| format!("no {name} in the process's status"))?.parse()?;
     Ok(kib << 10)
-}
-
-/// A loopback address that nobody listens on at this moment; should somebody else take it, who wants to
-/// listen there says so.
-///
-/// # Errors
-/// When there is none.
-pub fn free_address() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
 }

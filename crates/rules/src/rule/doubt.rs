@@ -7,14 +7,19 @@ use crate::settings::{EventRule, RuleOperation};
 use walhook_core::catalog::{Catalog, Table};
 use walhook_core::types::oid;
 
+/// A rule's expressions, as far as there are some that can be compiled: `when` and `data`.
+fn expressions(rule: &EventRule) -> (Option<Condition>, Option<DataExpression>) {
+    let condition = rule.when.as_deref().and_then(|text| Condition::compile(text).ok());
+    (condition, rule.data.as_deref().and_then(|text| DataExpression::compile(text).ok()))
+}
+
 /// The rules with a pattern that looks for a backslash where a class was meant, which silently never matches; and
 /// what to write instead. What cannot be compiled is none of them: [`Rules::compile`](super::Rules::compile) tells it.
 #[must_use]
 pub fn doubts(settings: RuleSettings<'_>) -> Vec<RuleError> {
     let mut found = Vec::new();
     for (index, rule) in settings.events.iter().enumerate() {
-        let condition = rule.when.as_deref().and_then(|text| Condition::compile(text).ok());
-        let data = rule.data.as_deref().and_then(|text| DataExpression::compile(text).ok());
+        let (condition, data) = expressions(rule);
         let of_condition =
             condition.iter().flat_map(Condition::doubts).map(|doubt| ("when", doubt));
         let of_data = data.iter().flat_map(DataExpression::doubts).map(|doubt| ("data", doubt));
@@ -48,8 +53,7 @@ pub fn labels(settings: RuleSettings<'_>, catalog: &Catalog) -> Vec<Label> {
         let Some(table) = rule.table.as_ref().and_then(|table| catalog.find(table)) else {
             continue;
         };
-        let condition = rule.when.as_deref().and_then(|text| Condition::compile(text).ok());
-        let data = rule.data.as_deref().and_then(|text| DataExpression::compile(text).ok());
+        let (condition, data) = expressions(rule);
         let of_condition = condition.iter().flat_map(Condition::texts).map(|read| ("when", read));
         let of_data = data.iter().flat_map(DataExpression::texts).map(|read| ("data", read));
         for (key, (side, column, text)) in of_condition.chain(of_data) {
@@ -78,8 +82,7 @@ pub fn nullable(settings: RuleSettings<'_>, catalog: &Catalog) -> Vec<RuleError>
         let Some(table) = rule.table.as_ref().and_then(|table| catalog.find(table)) else {
             continue;
         };
-        let condition = rule.when.as_deref().and_then(|text| Condition::compile(text).ok());
-        let data = rule.data.as_deref().and_then(|text| DataExpression::compile(text).ok());
+        let (condition, data) = expressions(rule);
         let of_condition =
             condition.iter().flat_map(Condition::unguarded).map(|read| ("when", read));
         let of_data = data.iter().flat_map(DataExpression::unguarded).map(|read| ("data", read));

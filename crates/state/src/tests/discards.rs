@@ -2,12 +2,19 @@
 
 use super::super::fixture::{Fixture, SCHEMA, defer, event, queue};
 use super::deferred::{deferring, leader};
-use crate::{DeferredCursor, DeferredFilter, DeliveryFilter, Logged, StateStore};
+use crate::{Changed, DeferredCursor, DeferredFilter, DeliveryFilter, Logged, StateStore};
 use walhook_core::attempt::Asked;
 use walhook_core::delivery_log::What;
 use walhook_core::id::ReplayId;
 use walhook_core::persist::{BacklogRow, Blocked, Defer, PersistBatch, RowId, RowKey};
 use walhook_postgres::ident::quote_ident;
+
+/// Discards all that is deferred, and logs it at `log_at_us`, where that is given.
+async fn discard_all(store: &mut StateStore, log_at_us: Option<i64>) -> Changed {
+    let (any, begin) = (DeferredFilter::default(), DeferredCursor::default());
+    let gone = store.discard_deferred(None, &any, &begin, log_at_us).await.unwrap();
+    gone.expect("something is deferred").commit().await.unwrap()
+}
 
 #[tokio::test]
 async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
@@ -19,15 +26,7 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
     let replayed = Defer { id: RowId { key, ..replayed.id.clone() }, ..replayed };
     let rows = [defer(&one, "7"), defer(&two, "7"), replayed];
     store.persist(&deferring(rows.clone())).await.unwrap();
-    let (any, begin) = (DeferredFilter::default(), DeferredCursor::default());
-    let gone = store
-        .discard_deferred(None, &any, &begin, Some(9))
-        .await
-        .unwrap()
-        .unwrap()
-        .commit()
-        .await
-        .unwrap();
+    let gone = discard_all(&mut store, Some(9)).await;
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 3, dropped: 0 }));
     assert_eq!((fixture.count("deferred").await, fixture.count("bodies").await), (0, 0));
     let lines = store.story(one.id, 9).await.unwrap();
@@ -43,14 +42,7 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
 
     // Nobody wants lines, or nobody takes them: the rows go all the same.
     store.persist(&PersistBatch { number: 2, ..deferring(rows.clone()) }).await.unwrap();
-    let gone = store
-        .discard_deferred(None, &any, &begin, None)
-        .await
-        .unwrap()
-        .unwrap()
-        .commit()
-        .await
-        .unwrap();
+    let gone = discard_all(&mut store, None).await;
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged::default()));
     store.persist(&PersistBatch { number: 3, ..deferring(rows) }).await.unwrap();
     let s = quote_ident(SCHEMA);
@@ -59,14 +51,7 @@ async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
         .batch_execute(&format!("ALTER TABLE {s}.delivery_log RENAME TO x"))
         .await
         .unwrap();
-    let gone = store
-        .discard_deferred(None, &any, &begin, Some(9))
-        .await
-        .unwrap()
-        .unwrap()
-        .commit()
-        .await
-        .unwrap();
+    let gone = discard_all(&mut store, Some(9)).await;
     assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 0, dropped: 3 }));
     assert_eq!(fixture.count("deferred").await, 0);
 }

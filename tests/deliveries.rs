@@ -263,14 +263,16 @@ async fn only_failures_are_kept() -> Result<()> {
     let mut world = World::with(&sections, RULES, &[]).await?;
     world.hook(1, 1, "").await?;
     world.hook(2, 2, "").await?;
+    // A 410 on a connection that another account used would be asked for once more.
+    let own_host = "UPDATE webhooks SET url = replace(url, '127.0.0.1', 'localhost') WHERE id = 2";
+    world.sql.batch_execute(own_host).await?;
     world.mock.set_behaviour("/2", Behaviour::status(StatusCode::GONE));
     let running = world.run().await?;
     world.subscribe(1, 1).await?;
     world.subscribe(2, 2).await?;
     let store = open(&world).await?;
     let dead = until(&store, "2", ends_with("dead")).await?;
-    let answers: Vec<&Entry> = dead.iter().filter(|line| line.status.is_some()).collect();
-    ensure!(!answers.is_empty() && answers.iter().all(|it| it.excerpt.is_empty()), "{dead:#?}");
+    ensure!(dead.iter().all(|line| line.excerpt.is_empty()), "{dead:#?}");
     world.delivered(1).await?;
     world.settled().await?;
     ensure!(lines(&store, "1").await?.is_empty());

@@ -88,7 +88,8 @@ test-long: prerequisites ## What `make test` has no time for: every test on ever
 	@sh scripts/prerequisites nginx
 	@sh scripts/nats-server >/dev/null
 	$(CARGO) clippy --locked -p walhook-loadtest --features goose --all-targets -- -D warnings
-	PROPTEST_CASES=512 $(CARGO) test --workspace --locked --lib
+	WALHOOK_TEST_LONG=1 PROPTEST_CASES=512 $(CARGO) test --workspace --locked --lib
+	WALHOOK_TEST_LONG=1 $(CARGO) test --locked -p walhook-simulator --tests
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
 	sh scripts/test-matrix streamed 16 17 18
 	$(MAKE) simulate

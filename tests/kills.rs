@@ -17,6 +17,7 @@ use walhook_postgres::sql::Connection;
 use walhook_process::clock::unix_us;
 
 use walhook_testkit::change::{Change, Kind};
+use walhook_testkit::extent::is_long;
 use walhook_testkit::oracle::Oracle;
 
 use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
@@ -41,7 +42,7 @@ pub(crate) fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 /// All of them would take too long for `make test`.
 fn seeds() -> Vec<u64> {
-    if from_env::<u8>("WALHOOK_TEST_LONG").is_some() { SEEDS.to_vec() } else { vec![1] }
+    if is_long() { SEEDS.to_vec() } else { vec![1] }
 }
 
 /// Registers endpoints of every behaviour.

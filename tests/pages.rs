@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval};
 use walhook_process::clock::unix_us;
+use walhook_testkit::extent::is_long;
 use walhook_testkit::receiver::Received;
 
 use crate::kills::from_env;
@@ -170,8 +171,7 @@ fn subscriber(request: &Received) -> Option<i64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dump_of_every_state_table_delays_no_delivery_while_others_are_deferred_and_drained()
 -> Result<()> {
-    let is_long = from_env::<u8>("WALHOOK_TEST_LONG").is_some();
-    let dump = Duration::from_secs(if is_long { 300 } else { 10 });
+    let dump = Duration::from_secs(if is_long() { 300 } else { 10 });
     let mut world = World::with("", RULES, &[]).await?;
     world.hook(1, 1, "").await?;
     world.hook(2, 2, "").await?;

@@ -107,12 +107,12 @@ async fn large_transaction_arrives_whole() -> Result<()> {
     let mut world = World::new().await?;
     world.hook(1, 42, "").await?;
     let _running = world.run().await?;
-    let insert = "INSERT INTO subscribers SELECT n, 42 FROM generate_series(1, 20000) n";
+    let insert = "INSERT INTO subscribers SELECT n, 42 FROM generate_series(1, 10000) n";
     world.sql.batch_execute(insert).await?;
-    world.delivered(10_000).await?;
-    let received = world.delivered(20_000).await?;
+    world.delivered(5_000).await?;
+    let received = world.delivered(10_000).await?;
     let distinct: BTreeSet<i64> = rows(&received).into_iter().collect();
-    assert_eq!(distinct, (1..=20_000).collect());
+    assert_eq!(distinct, (1..=10_000).collect());
     assert_eq!(world.mock.stats().verified, received.len() as u64);
     Ok(())
 }
@@ -208,9 +208,9 @@ async fn case_08_none_of_a_rolled_back_savepoints_rows_comes_of_a_large_transact
 /// Torture case 9.
 #[tokio::test]
 async fn case_09_server_stops_amid_a_huge_transaction_that_takes_bounded_memory() -> Result<()> {
-    const ROWS: i64 = 400_000;
+    const ROWS: i64 = 250_000;
     /// Every thousandth.
-    const OURS: u64 = 400;
+    const OURS: u64 = 250;
     const RESIDENT_BYTES: u64 = 128 << 20;
     let limit = "[memory]\nlimit = \"16MiB\"";
     let mut world = World::with(limit, crate::support::RULES, &[]).await?;
@@ -229,7 +229,7 @@ async fn case_09_server_stops_amid_a_huge_transaction_that_takes_bounded_memory(
     world.reconnect().await?;
     // Once more from its beginning: what was handed on is not handed on again. It takes minutes where
     // much else runs.
-    for some in (100..=OURS).step_by(100) {
+    for some in (50..=OURS).step_by(100) {
         world.delivered(some).await?;
     }
     world.settled().await?;

@@ -65,6 +65,22 @@ fn guarantees_name_tests_that_are_there() {
     assert!(named > 20, "{named} tests are named");
 }
 
+/// A filter of nextest's that matches nothing is no error of its own.
+#[test]
+fn tests_that_are_left_to_make_test_long_are_there() {
+    let config = read(".config/nextest.toml");
+    let mut named = 0;
+    for name in config.split("test(=").skip(1).filter_map(|rest| rest.split(')').next()) {
+        let (module, test) = name.rsplit_once("::").unwrap();
+        let file = format!("{}.rs", module.replace("::", "/"));
+        let places = ["tests", "crates/dispatch/src"].map(|top| root().join(top).join(&file));
+        let texts = places.iter().filter_map(|place| fs::read_to_string(place).ok());
+        assert!(texts.into_iter().any(|text| text.contains(&format!("fn {test}("))), "{name}");
+        named += 1;
+    }
+    assert!(named > 5, "{named} are named");
+}
+
 /// What ARCHITECTURE.md and CONTRIBUTING.md name in `code` and looks like a path of ours, is there.
 #[test]
 fn map_of_the_code_names_what_is_there() {

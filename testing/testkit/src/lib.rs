@@ -8,6 +8,7 @@ pub mod admin;
 pub mod change;
 pub mod clock;
 pub mod cluster;
+pub mod extent;
 pub mod nats;
 pub mod oracle;
 pub mod pipeline;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::super::fixture::{Fixture, SCHEMA, dead, event, queue, row_id, set_up, tried};
+use super::super::fixture::{Fixture, SCHEMA, dead, event, is_long, queue, row_id, set_up, tried};
 use super::batch;
 use crate::{DeferredCursor, DeferredFilter, DeliveryFilter, StateError, StateStore, schema_sql};
 use walhook_core::delivery_log::{Entry, What};
@@ -328,7 +328,7 @@ impl World {
 
 #[tokio::test]
 async fn pages_answer_as_rows_do_whatever_becomes_of_single_deliveries() {
-    for seed in 0..2 {
+    for seed in 0..if is_long() { 4 } else { 1 } {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut pair = Pair::start().await;
         let mut world = World::new();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, row_id};
+use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, is_long, row_id};
 use super::batch;
 use crate::{DeadLetterFilter, StateError};
 use walhook_core::id::Epoch;
@@ -85,12 +85,11 @@ async fn asked_is_what_next_job_cancelled_replay_and_next_replay_return() {
 #[tokio::test]
 async fn tables_stay_bounded_over_rounds_of_filling_and_draining() {
     const ROWS: u64 = 12_000;
-    const ROUNDS: u64 = 10;
     let fixture = Fixture::start_with(&[("autovacuum", "off")]).await;
     let mut store = fixture.open().await;
     store.take_lease("one").await.unwrap();
     let mut totals = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..if is_long() { 10 } else { 5 } {
         let events: Vec<_> = (0..ROWS).map(|n| event(0x100 + round * ROWS + n, "1")).collect();
         for some in events.chunks(4_000) {
             let deferred = some.iter().map(|event| defer(event, "7")).collect();

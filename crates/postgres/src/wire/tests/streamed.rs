@@ -337,7 +337,7 @@ async fn compare(seed: u64, transactions: usize, with_messages: bool) -> (usize,
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_read_while_open_are_the_same_as_read_whole() {
     let (mut played, mut unclear, mut spooled) = (0, 0, 0);
-    for seed in 0..3 {
+    for seed in 0..2 {
         let (p, u, s) = compare(seed, 20, false).await;
         (played, unclear, spooled) = (played + p, unclear + u, spooled + s);
     }
@@ -350,7 +350,7 @@ async fn transactions_read_while_open_are_the_same_as_read_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_with_messages_read_while_open_are_the_same_as_read_whole() {
     let (mut played, mut unclear) = (0, 0);
-    for seed in 100..103 {
+    for seed in 100..102 {
         let (p, u, _) = compare(seed, 20, true).await;
         (played, unclear) = (played + p, unclear + u);
     }

@@ -17,6 +17,7 @@ mod fixture;
 pub mod ident;
 pub mod lookup;
 pub mod op;
+mod partitions;
 pub mod pg;
 pub mod preflight;
 pub mod publication_mark;

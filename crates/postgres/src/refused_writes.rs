@@ -4,6 +4,7 @@
 use tokio_postgres::Client;
 
 use super::ident::{quote_ident, quote_literal};
+use super::partitions::partitions_of;
 use super::source::server_version;
 use crate::op::{EQ, GT};
 
@@ -14,6 +15,7 @@ const GENERATED: i32 = 180_000;
 /// Every table that is written to: the published ones, and the partitions below them, to which the
 /// list and the filter of the published one apply. A filter's columns are what it depends on.
 fn written_sql(lists: &str) -> String {
+    let below = partitions_of("p.oid");
     format!(
         "
     WITH published AS (
@@ -27,7 +29,7 @@ fn written_sql(lists: &str) -> String {
     ), written AS (
         SELECT oid AS published, oid FROM published
         UNION
-        SELECT p.oid, t.relid FROM published p CROSS JOIN pg_catalog.pg_partition_tree(p.oid) t
+        SELECT p.oid, below.oid FROM published p CROSS JOIN LATERAL ({below}) below
     ), known AS (
         SELECT c.oid, c.relreplident {EQ} 'f' AS is_full, p.prattrs IS NOT NULL AS has_list,
             p.generated,

@@ -1,0 +1,90 @@
+//! The partitions below a table, read without a lock on any.
+
+use crate::op::EQ;
+
+/// A query for the `oid` of each partition below the table that `oid` is an expression for, however deep.
+///
+/// Not `pg_partition_tree`: that locks each table of the tree until the transaction ends. A statement that asks about
+/// a partition and then about its root would lock them in another order than the application's `DETACH PARTITION`
+/// does, whose statement the server may then end as deadlocked.
+pub(crate) fn partitions_of(oid: &str) -> String {
+    format!(
+        "WITH RECURSIVE parent (oid, is_top) AS (
+             SELECT {oid}::pg_catalog.oid, true
+             UNION
+             SELECT i.inhrelid, false FROM parent
+             JOIN pg_catalog.pg_inherits i ON i.inhparent {EQ} parent.oid AND NOT i.inhdetachpending
+             JOIN pg_catalog.pg_class p ON p.oid {EQ} i.inhrelid AND p.relispartition)
+         SELECT parent.oid FROM parent WHERE NOT parent.is_top"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::fixture::start;
+    use crate::{catalog, coverage, refused_writes, row_security, source};
+    use walhook_core::catalog::TableName;
+
+    /// With policies, and partitions published by their own names as well as through their root.
+    const SCHEMA: &str = "
+        CREATE TABLE orders (id bigint PRIMARY KEY, total numeric) PARTITION BY RANGE (id);
+        CREATE TABLE low PARTITION OF orders FOR VALUES FROM (0) TO (10);
+        CREATE TABLE high PARTITION OF orders FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id);
+        CREATE TABLE higher PARTITION OF high FOR VALUES FROM (10) TO (20);
+        CREATE TABLE plain (id bigint);
+        CREATE TABLE heir () INHERITS (plain);
+        ALTER TABLE low ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY some ON low USING (total > 0);
+        CREATE PUBLICATION by_root FOR TABLE orders WITH (publish_via_partition_root);
+        CREATE PUBLICATION by_name FOR TABLE orders, low;";
+
+    #[tokio::test]
+    async fn partitions_are_those_of_the_server_s_own_function() {
+        let (_cluster, client) = start().await;
+        client.batch_execute(SCHEMA).await.unwrap();
+        for table in ["orders", "high", "low", "higher", "plain", "heir"] {
+            let below = partitions_of(&format!("'{table}'::regclass"));
+            let differ = format!(
+                "SELECT count(*) FROM (SELECT relid::oid FROM pg_partition_tree('{table}') WHERE level > 0) t (oid)
+                     FULL JOIN ({below}) b USING (oid) WHERE t.oid IS NULL OR b.oid IS NULL"
+            );
+            let row = client.query_one(&differ, &[]).await.unwrap();
+            assert_eq!(row.get::<_, i64>(0), 0, "{table}");
+        }
+        let row = client
+            .query_one(
+                &format!("SELECT count(*) FROM ({})", partitions_of("'orders'::regclass")),
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(row.get::<_, i64>(0), 3);
+    }
+
+    /// A session that held one and waited for another could have the application's `ALTER TABLE` end as deadlocked.
+    #[tokio::test]
+    async fn what_asks_the_catalog_holds_no_lock_on_the_tables_that_it_asks_about() {
+        let (_cluster, client) = start().await;
+        client.batch_execute(SCHEMA).await.unwrap();
+        client.batch_execute("BEGIN").await.unwrap();
+        let names = ["public.orders", "public.low", "public.high", "public.higher"];
+        let tables: BTreeSet<TableName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        assert!(catalog::load(&client, names).await.unwrap().find("public.orders").is_some());
+        row_security::hidden(&client, &tables).await.unwrap();
+        for table in &tables {
+            assert!(source::table(&client, table).await.unwrap().is_some());
+        }
+        for publication in ["by_root", "by_name"] {
+            assert!(source::publication(&client, publication).await.unwrap().is_some());
+            refused_writes::refused_writes(&client, publication).await.unwrap();
+            coverage::look(&client, publication, &tables, 1).await.unwrap();
+        }
+        let held = "SELECT coalesce(string_agg(relation::regclass::text, ', '), '') FROM pg_locks
+            WHERE pid = pg_backend_pid() AND relation >= 16384";
+        let row = client.query_one(held, &[]).await.unwrap();
+        assert_eq!(row.get::<_, String>(0), "");
+    }
+}

@@ -15,7 +15,7 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::control::event_type::type_or_pattern;
 use crate::control::events::log::{self, Filter, OUTCOMES, Query};
 use crate::control::time::time_us;
-use crate::control::{Databases, events};
+use crate::control::{Databases, ensure_live, events};
 use walhook_core::position::EventId;
 
 /// List or count what happened to events, show all of one, send one again, or erase an account's from the delivery log
@@ -215,6 +215,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             event.unknown().map_or(Ok(()), |why| Err(anyhow!(why).into()))
         }
         Command::Resend(Resend { id, endpoint, wait }) => {
+            // Before a range is looked for: whatever there is of it, nothing of it would be sent.
+            ensure_live(&config)?;
             let range = events::resend::range(&config, id, endpoint).await?;
             let wait = Wait::for_everything(wait);
             let sent = carry_out(&config, &range, wait, common.json).await?;

@@ -120,7 +120,10 @@ impl<'a> Databases<'a> {
 }
 
 /// What is sent again, or to try an endpoint, would otherwise only be logged, and count as done.
-fn ensure_live(config: &Config) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When nothing is sent from here.
+pub(crate) fn ensure_live(config: &Config) -> anyhow::Result<()> {
     let is_live = config.delivery.mode == DeliveryMode::Live;
     ensure!(is_live, "delivery.mode is \"log\": nothing is sent from here");
     Ok(())

@@ -15,7 +15,7 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::Config;
 use crate::control::event_type::type_or_pattern;
 use crate::control::replay::{self, Asked, Moment, ReplayRange, ReplayView};
-use crate::control::{Databases, Progress};
+use crate::control::{Databases, Progress, ensure_live};
 
 pub(super) use print::bar;
 
@@ -127,6 +127,9 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         Command::Start(start) => {
             let Start { from, to, account, endpoint, types, dry_run, wait } = start;
             let asked = Asked { from, to, account, endpoint, types };
+            if !dry_run {
+                ensure_live(&config)?;
+            }
             let range = replay::range(&config, asked).await?;
             if dry_run {
                 let counts = replay::count(&config, &range).await?;

@@ -37,7 +37,7 @@ mod tests {
         CREATE TABLE plain (id bigint);
         CREATE TABLE heir () INHERITS (plain);
         ALTER TABLE low ENABLE ROW LEVEL SECURITY;
-        CREATE POLICY some ON low USING (total > 0);
+        CREATE POLICY positive ON low USING (total > 0);
         CREATE PUBLICATION by_root FOR TABLE orders WITH (publish_via_partition_root);
         CREATE PUBLICATION by_name FOR TABLE orders, low;";
 
@@ -56,7 +56,7 @@ mod tests {
         }
         let row = client
             .query_one(
-                &format!("SELECT count(*) FROM ({})", partitions_of("'orders'::regclass")),
+                &format!("SELECT count(*) FROM ({}) b", partitions_of("'orders'::regclass")),
                 &[],
             )
             .await

@@ -51,8 +51,10 @@ mod writer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, DeliveryMode};
@@ -213,13 +215,22 @@ async fn stand_by_and_lead(
     ended
 }
 
+/// To store why we halt takes no longer, also where another session has locked the table: the process ends then, and the
+/// log's last line says why.
+const HALT_STORED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Stores why we halt, where `walhook status` shows it. The log has it in any case.
 async fn store_halt(config: &Config, known: &Known, reason: &str) {
     let stored = async {
         let mut store = open_state(config, &known.timelines, LEASE).await?;
         store.store_halt(reason).await
     };
-    if let Err(error) = stored.await {
-        tracing::warn!(%error, "cannot store the reason of the halt");
+    match timeout(HALT_STORED_WITHIN, stored).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot store the reason of the halt"),
+        Err(_) => tracing::warn!(
+            within = ?HALT_STORED_WITHIN,
+            "cannot store the reason of the halt: the state database does not answer"
+        ),
     }
 }

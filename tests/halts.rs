@@ -48,7 +48,7 @@ async fn goes_on(world: &mut World) -> Result<()> {
 }
 
 /// Drops the slot, as soon as nobody streams from it.
-async fn drop_slot(world: &World) -> Result<()> {
+pub(crate) async fn drop_slot(world: &World) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) =
         world.sql.batch_execute("SELECT pg_drop_replication_slot('walhook')").await

@@ -14,7 +14,7 @@ use crate::control::bytes;
 use crate::control::gaps::ReplayableGap;
 use crate::control::idle_pipelines::IdlePipeline;
 use crate::control::status::{
-    self, InvalidView, LeaderView, OpenTransactionView, StatusView, TroubleView,
+    self, InvalidView, LeaderView, OpenTransactionView, SlotView, StatusView, TroubleView,
 };
 use crate::control::workers::WorkerView;
 pub(super) use work::cause_text;
@@ -47,6 +47,9 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             if common.json {
                 print_json(&unanswered.view)?;
             } else {
+                if let Some(slot) = &unanswered.view.slot {
+                    print_line(&line("slot", &one_slot_text(slot)))?;
+                }
                 for (name, value) in failing(&unanswered.view.troubles) {
                     print_line(&line(name, &value))?;
                 }
@@ -219,7 +222,10 @@ fn slot_text(status: &StatusView) -> String {
     if let Some(error) = &status.source_error {
         return format!("unknown, it could not be read: {error}");
     }
-    let Some(slot) = &status.slot else { return "does not exist".to_owned() };
+    status.slot.as_ref().map_or_else(|| "does not exist".to_owned(), one_slot_text)
+}
+
+fn one_slot_text(slot: &SlotView) -> String {
     let safe = slot.safe_bytes.map_or_else(
         || "no limit (max_slot_wal_keep_size)".to_owned(),
         |b| format!("{} until it is lost", bytes(b)),
@@ -243,12 +249,14 @@ fn leader_text(leader: &LeaderView, halted: bool) -> String {
         |holder| {
             let since = leader.since.as_deref().map(with_ago);
             let since = since.unwrap_or_else(|| "an unknown time".to_owned());
-            let led = if leader.running == Some(false) { "leading from" } else { "since" };
+            let ended = leader.running == Some(false) && !leader.answers;
+            let led = if ended { "leading from" } else { "since" };
             format!("{holder}, epoch {}, {led} {since}", leader.epoch)
         },
     );
     match leader.running {
         Some(true) => last,
+        Some(false) if leader.answers => format!("{last}; it has no connection to the slot"),
         Some(false) if halted => format!("none runs (last: {last})"),
         Some(false) => format!("none runs (last: {last}): start `walhook run`"),
         None => format!("unknown (last: {last})"),

@@ -32,6 +32,12 @@ const STREAM_ABOVE: std::ops::RangeInclusive<u64> = (64 << 10)..=(((1 << 31) - 1
 /// Some tens of thousands of deliveries.
 const LEAST_LOG_SIZE: u64 = 1 << 20;
 
+/// Less would store in the state database what its endpoint has long taken.
+const LEAST_HOLD: Duration = Duration::from_secs(1);
+
+/// Likewise.
+const LEAST_RETAINED: u64 = 1 << 20;
+
 /// Sixteen blocks of the spool: less would turn streaming off with the first transaction that needs it.
 const LEAST_SPOOL: u64 = 1 << 20;
 
@@ -70,6 +76,12 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
             "deliveries.max_size",
             "is below 1MiB; \"none\" for deliveries.keep keeps nothing",
         );
+    }
+    if config.wal.max_hold < LEAST_HOLD {
+        return problem("wal.max_hold", "is below 1s; what is on its way would be stored first");
+    }
+    if config.wal.max_retained.0 < LEAST_RETAINED {
+        return problem("wal.max_retained", "is below 1MiB; every delivery would be stored first");
     }
     table("endpoints.table", &config.endpoints.table)?;
     for watched in &config.endpoints.watch {

@@ -114,6 +114,8 @@ pub(crate) struct OpenTransactionView {
 pub(crate) struct LeaderView {
     /// Whether the slot is being read; null when the source did not answer.
     pub(crate) running: Option<bool>,
+    /// Whether the instance that was asked says that it leads: also while its connection to the slot is lost.
+    pub(crate) answers: bool,
     /// Who took the lease last.
     pub(crate) holder: Option<String>,
     /// How many leaders there have been.
@@ -210,13 +212,26 @@ pub(crate) struct TroubleView {
 pub(crate) struct UnansweredView {
     /// The slot's name.
     pub(crate) pipeline: String,
+    /// Null when there is none, or when the source did not answer either.
+    pub(crate) slot: Option<SlotView>,
     /// What an instance that runs here says that fails.
     pub(crate) troubles: Vec<TroubleView>,
 }
 
 impl UnansweredView {
     fn new(config: &Config) -> Self {
-        Self { pipeline: config.source.slot.clone(), troubles: Vec::new() }
+        Self { pipeline: config.source.slot.clone(), slot: None, troubles: Vec::new() }
+    }
+}
+
+impl From<Slot> for SlotView {
+    fn from(slot: Slot) -> Self {
+        Self {
+            active: slot.active_pid.is_some(),
+            wal_status: word(slot.wal_status),
+            retained_bytes: slot.retained_bytes(),
+            safe_bytes: slot.safe_bytes,
+        }
     }
 }
 
@@ -282,14 +297,17 @@ pub(crate) async fn read(
     match found {
         Ok(found) => {
             let running = found.is_running();
+            let answers = instance.as_ref().is_some_and(|instance| instance.role == "leader");
             let troubles = failing::troubles(&found.overview, instance, running);
             let work = work.map_err(|why| why.text(&asked, is_here, running, &found.overview));
-            Ok(found.into_view(config, troubles, work))
+            Ok(found.into_view(config, answers, troubles, work))
         }
         Err(failure) => {
             let troubles = instance.map(|instance| instance.troubles).unwrap_or_default();
             let troubles = troubles.into_iter().map(TroubleView::from).collect();
-            let view = UnansweredView { troubles, ..UnansweredView::new(config) };
+            // How long there is until it is lost, while nothing can be stored.
+            let slot = Databases::of(config).read_slot().await.ok().flatten().map(SlotView::from);
+            let view = UnansweredView { slot, troubles, ..UnansweredView::new(config) };
             Err(Box::new(Unanswered { view, failure }))
         }
     }
@@ -365,6 +383,7 @@ impl Found {
     fn into_view(
         self,
         config: &Config,
+        answers: bool,
         troubles: Vec<Told>,
         work: Result<WorkView, String>,
     ) -> StatusView {
@@ -383,6 +402,7 @@ impl Found {
             mode: config.delivery.mode,
             leader: LeaderView {
                 running,
+                answers,
                 holder: overview.holder,
                 epoch: overview.epoch.0,
                 since: overview.taken_at_us.map(rfc3339),
@@ -392,12 +412,7 @@ impl Found {
                 written_at: rfc3339(overview.frontier_at_us),
                 lag_bytes: slot.as_ref().map(|slot| slot.wal_end.bytes_since(overview.frontier)),
             },
-            slot: slot.map(|slot| SlotView {
-                active: slot.active_pid.is_some(),
-                wal_status: word(slot.wal_status),
-                retained_bytes: slot.retained_bytes(),
-                safe_bytes: slot.safe_bytes,
-            }),
+            slot: slot.map(SlotView::from),
             source_error,
             slot_problem: slot_problem.map(|halt| halt.to_string()),
             idle_pipelines: self.idle_pipelines,

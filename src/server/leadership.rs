@@ -323,6 +323,6 @@ async fn refuse_to_break_writes(config: &Config, client: &Connection) -> Result<
 
 /// The machine's name, for people.
 pub(super) fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    name.map_or_else(|_| "unknown host".to_owned(), |name| name.trim().to_owned())
+    // Not from /proc, of which a service may see no more than processes.
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

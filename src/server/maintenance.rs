@@ -47,7 +47,7 @@ impl Work for Measuring {
         store.count_rows().await?;
         loop {
             let size = store.sizes().await?;
-            self.metrics.state_bytes.set(i64::try_from(size.total_bytes).unwrap_or(i64::MAX));
+            self.metrics.set_state_size(size.total_bytes, size.used_bytes);
             let max_bytes = self.sessions.config.state.max_size.0;
             let max = i64::try_from(max_bytes).unwrap_or(i64::MAX);
             self.metrics.about.state_max_bytes.set(max);

@@ -52,11 +52,13 @@ pub(super) struct Observer {
     /// Why it is to halt.
     halting: Option<Halting>,
     held: Held,
+    /// The checkpoint, as it was last seen: it does not move while nothing can be stored.
+    frontier: Option<Lsn>,
 }
 
 /// What one look has seen.
 struct Seen {
-    slot: Option<Slot>,
+    wal_end: Lsn,
     overview: Overview,
     published: Result<(), Halt>,
     watched: Result<(), Halt>,
@@ -96,8 +98,8 @@ impl Observer {
         evict: watch::Sender<Option<u32>>,
     ) -> Self {
         let watcher = Watcher::new(Arc::clone(&sessions), Arc::clone(&metrics), system_identifier);
-        let (halting, held) = (None, Held::default());
-        Self { sessions, metrics, tell, watcher, evict, halting, held }
+        let (halting, held, frontier) = (None, Held::default(), None);
+        Self { sessions, metrics, tell, watcher, evict, halting, held, frontier }
     }
 
     /// Looks once. A reason to halt is an error that stops the pipeline.
@@ -105,7 +107,12 @@ impl Observer {
         self.metrics.waits.skew.set(skew_seconds(client).await?);
         let waited_for = standbys::waited_for(client, &self.sessions.config.source.slot).await?;
         self.held.look(waited_for, Instant::now(), &self.tell);
-        let Seen { slot, overview, published, watched, refused, fit } = self.ask(client).await?;
+        // First: its alerts are for when what follows fails, as where the state database does not answer.
+        let slot = slot::read(client, &self.sessions.config.source.slot).await?;
+        self.measure(slot.as_ref());
+        let Seen { wal_end, overview, published, watched, refused, fit } = self.ask(client).await?;
+        self.frontier = Some(overview.frontier);
+        self.measure(slot.as_ref());
         match watched {
             Ok(()) => self.tell.works(Part::Watch),
             Err(halt) => {
@@ -125,7 +132,6 @@ impl Observer {
                 "publication and tables are again as the rules need them: going on, without a halt"
             );
         }
-        let wal_end = slot.as_ref().map_or(Lsn::ZERO, |slot| slot.wal_end);
         self.halting =
             found.map(|halt| self.halting.take().unwrap_or_else(|| Halting::new(halt, wal_end)));
         let due = self.halting.take_if(|halting| overview.frontier >= halting.seen_at);
@@ -142,11 +148,15 @@ impl Observer {
         let dead_letters = overview.dead_letters.iter().map(|(_, count)| count).sum();
         self.metrics.dead_letters.set(dead_letters);
         self.metrics.gaps.set(i64::try_from(overview.gaps.len()).unwrap_or(i64::MAX));
-        if let Some(slot) = slot {
-            self.metrics.set_slot(slot.retained_bytes(), slot.safe_bytes);
-            self.metrics.set_checkpoint_lag(slot.wal_end.bytes_since(overview.frontier));
-        }
         Ok(())
+    }
+
+    fn measure(&self, slot: Option<&Slot>) {
+        let Some(slot) = slot else { return };
+        self.metrics.set_slot(slot.retained_bytes(), slot.safe_bytes);
+        if let Some(frontier) = self.frontier {
+            self.metrics.set_checkpoint_lag(slot.wal_end.bytes_since(frontier));
+        }
     }
 
     /// Going on helps those whose writes fail no less than to halt would, and all others more.
@@ -161,7 +171,7 @@ impl Observer {
 
     async fn ask(&self, client: &Connection) -> Result<Seen, TaskError> {
         let config = &self.sessions.config;
-        let (slot, published, watched, refused, fit) = client
+        let (wal_end, published, watched, refused, fit) = client
             .in_one_transaction(async {
                 let published = published::check(config, client).await?;
                 let watched = published::unwatched(config, client).await?;
@@ -169,13 +179,14 @@ impl Observer {
                 let fit = fit(config, client).await?;
                 // Last: what no longer fits became so before this end of the WAL.
                 let slot = slot::read(client, &config.source.slot).await?;
-                Ok::<_, TaskError>((slot, published, watched, refused, fit))
+                let wal_end = slot.map_or(Lsn::ZERO, |slot| slot.wal_end);
+                Ok::<_, TaskError>((wal_end, published, watched, refused, fit))
             })
             .await?;
         let store = self.sessions.state().await?;
         let overview = store.overview().await;
         store.end();
-        Ok(Seen { slot, overview: overview?, published, watched, refused, fit })
+        Ok(Seen { wal_end, overview: overview?, published, watched, refused, fit })
     }
 }
 

@@ -304,6 +304,8 @@ fn inconsistent_values_are_refused_at_the_key() {
             "[delivery]\nconnect_timeout = \"20s\"",
             "w.toml:5:1: delivery.timeout: must be at least delivery.connect_timeout",
         ),
+        ("[wal]\nmax_hold = \"0s\"", "w.toml:6:12: wal.max_hold: is below 1s"),
+        ("[wal]\nmax_retained = \"1KiB\"", "w.toml:6:16: wal.max_retained: is below 1MiB"),
         ("[scheduler]\nfast_slots = 0", "w.toml:6:14: scheduler.fast_slots: must be at least 1"),
         ("[state]\nschema = \"pg_x\"", "w.toml:6:10: state.schema: names that begin with pg_"),
         (

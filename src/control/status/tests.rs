@@ -17,6 +17,8 @@ async fn status_says_what_is_locked_and_waits_no_longer() {
     let fixture = Fixture::start().await;
     let config = fixture.config();
     let lock = format!("BEGIN; LOCK TABLE {}.checkpoint", quote_ident(&config.state.schema));
+    let slot = "SELECT pg_create_logical_replication_slot('p', 'pgoutput')";
+    fixture.admin.query_one(slot, &[]).await.unwrap();
     fixture.admin.batch_execute(&lock).await.unwrap();
     let patience = 2 * LOCK_TIMEOUT;
     let Err(unanswered) = tokio::time::timeout(patience, read(&config, None)).await.unwrap() else {
@@ -24,6 +26,8 @@ async fn status_says_what_is_locked_and_waits_no_longer() {
     };
     let why = unanswered.failure.to_string();
     assert!(why.contains("lock timeout; let the transaction end that holds the lock"), "{why}");
+    // What there is time for is told all the same.
+    assert_eq!(unanswered.view.slot.as_ref().unwrap().wal_status, "reserved", "{unanswered:?}");
 }
 
 #[tokio::test]
@@ -50,7 +54,8 @@ async fn status_shows_the_pipeline_and_why_it_has_halted() {
     };
     store.persist(&batch).await.unwrap();
     let found = status(&config).await;
-    let LeaderView { running, holder, epoch, since } = &found.leader;
+    let LeaderView { running, answers, holder, epoch, since } = &found.leader;
+    assert!(!answers);
     assert_eq!((*running, holder.as_deref(), *epoch), (Some(false), Some("host:1"), 1));
     assert!(since.is_some());
     let slot = found.slot.unwrap();

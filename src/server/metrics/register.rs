@@ -92,6 +92,10 @@ const HELP: &[(&str, &str)] = &[
     ("walhook_spool_bytes", "What the spool of open transactions takes on disk."),
     ("walhook_spooled_bytes_total", "What was ever written to the spool."),
     ("walhook_state_bytes", "Bytes that the state tables take."),
+    (
+        "walhook_state_used_bytes",
+        "Bytes of these that rows take; the others are free for new ones.",
+    ),
     ("walhook_state_max_bytes", "Bytes that the state tables may take."),
     ("walhook_stream_fallbacks_total", "How often streaming was given up for a while, by why."),
     ("walhook_streamed_aborted_bytes_total", "Bytes that were streamed and then rolled back."),

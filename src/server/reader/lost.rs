@@ -11,6 +11,9 @@ use walhook_postgres::fix::{Failure, FixedBy, Line};
 use walhook_postgres::sql::error_text;
 use walhook_postgres::wire::WireError;
 
+const WAIT: &str =
+    "wait a minute, and look into the server's log where it does not come back by itself";
+
 /// How a connection ended.
 pub(super) enum Ended {
     /// We are to stop.
@@ -68,7 +71,14 @@ impl Failure for Lost {
     }
 
     fn fix(&self) -> Cow<'static, str> {
-        "wait a minute, and look into the server's log where it does not come back by itself".into()
+        match self {
+            Self::Refused(error) => match &**error {
+                // A full disk, for one, is not emptied by waiting.
+                StartError::Wire(wire) if wire.is_of_resources() => wire.fix(),
+                _ => WAIT.into(),
+            },
+            _ => WAIT.into(),
+        }
     }
 
     fn say(&self, line: &mut Line) {

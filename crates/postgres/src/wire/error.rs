@@ -36,6 +36,22 @@ fn suffix(label: &str, text: &Option<Box<str>>) -> String {
 /// The server's source file that counts its processes.
 const PROCESSES: &str = "proc.c";
 
+/// The class "insufficient resources".
+const RESOURCES_CLASS: &str = "53";
+
+impl WireError {
+    /// Whether the server says that it lacks disk, memory or connections.
+    #[must_use]
+    pub fn is_of_resources(&self) -> bool {
+        match self {
+            Self::Session(error) | Self::Start(error) | Self::Stream(error) => {
+                error.sqlstate.starts_with(RESOURCES_CLASS)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl ServerError {
     /// Whether all of max_wal_senders are in use. Limits of role and database have the same code, and are counted
     /// elsewhere; those of sessions for SQL do not hold for replication connections.

@@ -37,6 +37,7 @@ pub(crate) fn status() -> StatusView {
         mode: DeliveryMode::Live,
         leader: LeaderView {
             running: Some(true),
+            answers: true,
             holder: text("host pid 1"),
             epoch: 3,
             since: Some(at(0)),
@@ -138,7 +139,7 @@ fn work() -> WorkView {
 pub(crate) fn status_of_little() -> StatusView {
     StatusView {
         mode: DeliveryMode::Log,
-        leader: LeaderView { running: None, holder: None, epoch: 0, since: None },
+        leader: LeaderView { running: None, answers: false, holder: None, epoch: 0, since: None },
         slot: None,
         source_error: text("cannot connect"),
         slot_problem: None,
@@ -170,7 +171,7 @@ pub(crate) fn status_of_little() -> StatusView {
 }
 
 pub(crate) fn unanswered() -> UnansweredView {
-    UnansweredView { pipeline: "walhook".into(), troubles: vec![trouble()] }
+    UnansweredView { pipeline: "walhook".into(), slot: status().slot, troubles: vec![trouble()] }
 }
 
 pub(crate) fn workers() -> WorkerList {

@@ -233,8 +233,8 @@ impl Scheduler {
 
     /// The lane sends one request that is expected to hold its slot for `expected`.
     ///
-    /// A free slot is the caller's to see to, by [`Scheduler::peek`]. Whether the lane is still ready
-    /// afterwards is too.
+    /// A free slot is the caller's to see to, by [`Scheduler::peek`]. So is whether the lane is still ready: it is not
+    /// until that is said, but where a reserved slot covers the request, for then it has had no turn.
     ///
     /// # Panics
     /// No slot is free, or the lane was removed.
@@ -254,6 +254,7 @@ impl Scheduler {
                 charged = cost;
                 start = virtual_time.max(standing.tag);
                 standing.tag = start.saturating_add(charged);
+                standing.is_ready = false;
             }
         });
         let slots = self.slots_mut(pool);

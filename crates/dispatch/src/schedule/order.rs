@@ -81,7 +81,7 @@ fn sink(heap: &mut [(Tag, LaneId)], places: &mut [u32], mut place: usize) {
     loop {
         let first = place * CHILDREN + 1;
         let children = heap.get(first..heap.len().min(first + CHILDREN)).unwrap_or_default();
-        let least = children.iter().zip(first..).min_by_key(|(member, _)| **member);
+        let least = children.iter().zip(first..).min_by(|(a, _), (b, _)| a.cmp(b));
         let (Some((child, at)), Some(own)) = (least, heap.get(place)) else { break };
         if own < child {
             break;

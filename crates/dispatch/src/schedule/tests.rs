@@ -82,14 +82,32 @@ impl Naive {
 
 #[derive(Debug, Clone)]
 enum Action {
-    Add { eighths: u128 },
+    Add {
+        eighths: u128,
+    },
     Remove(Index),
-    Share { lane: Index, eighths: u128, reserved: u32 },
+    Share {
+        lane: Index,
+        eighths: u128,
+        reserved: u32,
+    },
     Slots([u32; 2]),
-    Ready { lane: Index, pool: usize, ready: bool },
-    Start { pool: usize, expected_us: u64 },
+    Ready {
+        lane: Index,
+        pool: usize,
+        ready: bool,
+    },
+    /// `more`: the lane is ready afterwards too.
+    Start {
+        pool: usize,
+        expected_us: u64,
+        more: bool,
+    },
     Move(Index),
-    Finish { request: Index, actual_us: u64 },
+    Finish {
+        request: Index,
+        actual_us: u64,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -103,8 +121,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0u32..40, 0u32..9).prop_map(|(fast, slow)| Action::Slots([fast, slow])),
         6 => (index(), 0usize..2, any::<bool>())
             .prop_map(|(lane, pool, ready)| Action::Ready { lane, pool, ready }),
-        6 => (0usize..2, hold())
-            .prop_map(|(pool, expected_us)| Action::Start { pool, expected_us }),
+        6 => (0usize..2, hold(), prop::bool::weighted(0.8))
+            .prop_map(|(pool, expected_us, more)| Action::Start { pool, expected_us, more }),
         2 => index().prop_map(Action::Move),
         4 => (index(), hold())
             .prop_map(|(request, actual_us)| Action::Finish { request, actual_us }),
@@ -170,15 +188,15 @@ impl Pair {
             }
             Action::Ready { lane, pool, ready } => {
                 let Some(id) = pick(lane, &self.live) else { return };
-                real.set_ready(id, POOLS[pool], ready);
-                let now = naive.virtual_time[pool];
-                let lane = naive.lane(id);
-                if ready && !lane.ready[pool] {
-                    lane.tag[pool] = lane.tag[pool].max(now);
-                }
-                lane.ready[pool] = ready;
+                self.set_ready(id, pool, ready);
             }
-            Action::Start { pool, expected_us } => self.start(pool, expected_us),
+            Action::Start { pool, expected_us, more } => {
+                if let Some(id) = self.start(pool, expected_us)
+                    && more
+                {
+                    self.set_ready(id, pool, true);
+                }
+            }
             Action::Move(request) => self.move_to_slow(request),
             Action::Finish { request, actual_us } => {
                 if self.requests.is_empty() {
@@ -202,9 +220,20 @@ impl Pair {
         }
     }
 
-    fn start(&mut self, pool: usize, expected_us: u64) {
+    fn set_ready(&mut self, id: LaneId, pool: usize, ready: bool) {
+        self.real.set_ready(id, POOLS[pool], ready);
+        let now = self.naive.virtual_time[pool];
+        let lane = self.naive.lane(id);
+        if ready && !lane.ready[pool] {
+            lane.tag[pool] = lane.tag[pool].max(now);
+        }
+        lane.ready[pool] = ready;
+    }
+
+    /// Whose request it is. One that was covered has had no turn.
+    fn start(&mut self, pool: usize, expected_us: u64) -> Option<LaneId> {
         let (real, naive) = (&mut self.real, &mut self.naive);
-        let Some(id) = real.peek(POOLS[pool]) else { return };
+        let id = real.peek(POOLS[pool])?;
         let charge = real.start(id, POOLS[pool], Duration::from_micros(expected_us));
         let now = naive.virtual_time[pool];
         let is_covered = naive.covers(pool, id);
@@ -218,12 +247,13 @@ impl Pair {
             None
         } else {
             let (start, cost) = (lane.tag[pool].max(now), Naive::cost(lane, expected_us));
-            lane.tag[pool] = start + cost;
+            (lane.tag[pool], lane.ready[pool]) = (start + cost, false);
             naive.virtual_time[pool] = start;
             Some(cost)
         };
         naive.in_flight[pool] += 1;
         self.requests.push((charge, pool, charged, 0));
+        Some(id)
     }
 
     fn move_to_slow(&mut self, request: Index) {
@@ -257,6 +287,13 @@ impl Pair {
         naive.in_flight[0] -= 1;
         naive.in_flight[1] += 1;
     }
+}
+
+/// A request of a lane that has more to send from the fast pool.
+fn start(scheduler: &mut Scheduler, lane: LaneId, expected: Duration) -> Charge {
+    let charge = scheduler.start(lane, Pool::Fast, expected);
+    scheduler.set_ready(lane, Pool::Fast, true);
+    charge
 }
 
 proptest! {
@@ -309,7 +346,7 @@ proptest! {
             let id = scheduler.peek(Pool::Fast).unwrap();
             let at = id.0 as usize;
             // Expected wrongly, so that the bound holds for what was really used.
-            let charge = scheduler.start(id, Pool::Fast, Duration::from_millis(250));
+            let charge = start(&mut scheduler, id, Duration::from_millis(250));
             scheduler.finish(charge, Duration::from_millis(lanes[at].1));
             for (waiting, waited) in waited.iter_mut().enumerate() {
                 *waited = if waiting == at { 0 } else { *waited + 1 };
@@ -327,7 +364,7 @@ fn scheduler_keeps_a_reserve_for_lanes_with_nothing_in_flight() {
     scheduler.set_ready(whale, Pool::Fast, true);
     let mut charges = vec![];
     while let Some(lane) = scheduler.peek(Pool::Fast) {
-        charges.push(scheduler.start(lane, Pool::Fast, Duration::from_millis(250)));
+        charges.push(start(&mut scheduler, lane, Duration::from_millis(250)));
     }
     assert_eq!(charges.len(), 62, "two of 64 are reserved");
     assert_eq!((scheduler.total(Pool::Fast), scheduler.usable(Pool::Fast)), (64, 62));
@@ -357,7 +394,7 @@ proptest! {
         let mut requests = vec![];
         let fill = |scheduler: &mut Scheduler, requests: &mut Vec<Charge>| {
             while let Some(lane) = scheduler.peek(Pool::Fast) {
-                requests.push(scheduler.start(lane, Pool::Fast, Duration::from_millis(50)));
+                requests.push(start(scheduler, lane, Duration::from_millis(50)));
             }
         };
         fill(&mut scheduler, &mut requests);
@@ -390,20 +427,20 @@ fn next_slot_that_frees_goes_to_the_lane_that_is_owed_one() {
     scheduler.set_ready(whale, Pool::Fast, true);
     let mut charges = vec![];
     while let Some(lane) = scheduler.peek(Pool::Fast) {
-        charges.push(scheduler.start(lane, Pool::Fast, Duration::from_millis(250)));
+        charges.push(start(&mut scheduler, lane, Duration::from_millis(250)));
     }
     let small = scheduler.add_lane(Share { weight: 0.001, reserved: 4 });
     for _ in 0..4 {
         scheduler.set_ready(small, Pool::Fast, true);
         scheduler.finish(charges.pop().unwrap(), Duration::from_millis(250));
         assert_eq!(scheduler.peek(Pool::Fast), Some(small));
-        let charge = scheduler.start(small, Pool::Fast, Duration::from_millis(250));
+        let charge = start(&mut scheduler, small, Duration::from_millis(250));
         assert!(charge.is_covered);
         charges.insert(0, charge);
     }
     scheduler.finish(charges.pop().unwrap(), Duration::from_millis(250));
     assert_eq!(scheduler.peek(Pool::Fast), Some(small), "its turn, like everybody's");
-    let in_turn = scheduler.start(small, Pool::Fast, Duration::from_millis(250));
+    let in_turn = start(&mut scheduler, small, Duration::from_millis(250));
     assert!(!in_turn.is_covered);
     for _ in 0..3 {
         scheduler.finish(charges.pop().unwrap(), Duration::from_millis(250));
@@ -412,7 +449,7 @@ fn next_slot_that_frees_goes_to_the_lane_that_is_owed_one() {
     let before = scheduler.fast.virtual_time;
     scheduler.finish(charges.remove(0), Duration::from_secs(9));
     assert_eq!(scheduler.peek(Pool::Fast), Some(small));
-    let charge = scheduler.start(small, Pool::Fast, Duration::from_secs(9));
+    let charge = start(&mut scheduler, small, Duration::from_secs(9));
     assert_eq!(scheduler.fast.virtual_time, before, "what is reserved is outside of the order");
     scheduler.finish(charge, Duration::from_secs(9));
     scheduler.finish(in_turn, Duration::from_millis(250));
@@ -439,7 +476,7 @@ fn scheduler_decides_among_a_hundred_thousand_lanes_without_a_scan() {
     let mut turns = vec![0u32; lanes];
     for _ in 0..lanes {
         let id = scheduler.peek(Pool::Fast).unwrap();
-        let charge = scheduler.start(id, Pool::Fast, Duration::from_millis(250));
+        let charge = start(&mut scheduler, id, Duration::from_millis(250));
         scheduler.finish(charge, Duration::from_millis(50));
         turns[id.0 as usize] += 1;
     }

@@ -178,6 +178,7 @@ impl Scheduler {
     ///
     /// # Panics
     /// The lane was removed.
+    #[inline]
     pub fn set_pending(&mut self, lane: LaneId, pending: usize) {
         let has_little = pending <= LITTLE;
         if self.lane_mut(lane).has_little != has_little {
@@ -190,14 +191,19 @@ impl Scheduler {
     ///
     /// # Panics
     /// The lane was removed.
+    #[inline]
     pub fn set_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
+        if self.lane_mut(lane).in_pool(pool).is_ready != ready {
+            self.change_ready(lane, pool, ready);
+        }
+    }
+
+    fn change_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
         let virtual_time = self.slots(pool).virtual_time;
         let of_lane = self.lane_mut(lane);
         let (is_idle, reserved) = (of_lane.is_idle(), of_lane.reserved_in(pool));
         let standing = of_lane.in_pool(pool);
-        if std::mem::replace(&mut standing.is_ready, ready) == ready {
-            return;
-        }
+        standing.is_ready = ready;
         if ready {
             // The start tag is that of the moment of arrival, so that lanes which owe nothing go
             // in the order in which they came.

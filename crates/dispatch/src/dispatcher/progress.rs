@@ -140,10 +140,13 @@ impl Progress {
         self.tracker.complete(txn);
     }
 
-    /// A delivery has ended, and the transaction waits for it no longer.
+    /// A delivery has ended, and the transaction waits for it no longer. Once the frontier has passed that, nothing
+    /// else is to be known of it.
     pub(super) fn settle(&mut self, queue: &QueueId, ordinal: u64, event: &Event, txn: TxnSeq) {
-        self.settle_with_batch(queue, ordinal, event, txn);
         self.tracker.complete(txn);
+        if !self.tracker.is_passed(txn) {
+            self.settle_with_batch(queue, ordinal, event, txn);
+        }
     }
 
     /// What makes a delivery settled is in the batch that is handed out. When it is stored, the delivery is to

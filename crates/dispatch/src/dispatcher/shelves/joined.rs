@@ -10,7 +10,7 @@
 //! While there are rows without an endpoint, this is stored with them. So many endpoints are remembered; those
 //! beyond get the events from before as well.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use walhook_core::event::{EndpointId, Invalidation, Scope};
 use walhook_core::heap::map_entry;
@@ -32,7 +32,7 @@ const CHANGED_BYTES: usize = map_entry(size_of::<EndpointId>()) + 64;
 pub(super) struct Joiners {
     at: BTreeMap<EndpointId, Lsn>,
     /// The transactions that changed endpoints last, by their commit LSNs.
-    changed: VecDeque<(Lsn, Changed)>,
+    changed: Vec<(Lsn, Changed)>,
     /// Those that the table does not tell of, or not rightly.
     unstored: Vec<EndpointId>,
     /// The table tells of some.
@@ -68,8 +68,10 @@ impl Joiners {
     pub(super) fn see(&mut self, invalidation: &Invalidation, at: Lsn, waits: bool) {
         let Invalidation { scope, joined, .. } = invalidation;
         if !self.changed.iter().any(|(of, _)| *of == at) {
-            self.changed.truncate(CHANGED_MAX - 1);
-            self.changed.push_front((at, Changed::default()));
+            if self.changed.len() == CHANGED_MAX {
+                self.changed.remove(0);
+            }
+            self.changed.push((at, Changed::default()));
         }
         let Some((_, changed)) = self.changed.iter_mut().find(|(of, _)| *of == at) else { return };
         let new: Vec<&EndpointId> =

@@ -162,8 +162,11 @@ impl Queue {
     /// The oldest delivery that may be sent.
     #[must_use]
     pub fn first_ready(&self) -> Option<&Pending> {
-        let id = self.ready.first().filter(|id| self.held_from.is_none_or(|from| *id < from))?;
-        self.entries.get(id).map(|entry| &entry.pending)
+        self.entries.get(self.next_ready()?).map(|entry| &entry.pending)
+    }
+
+    fn next_ready(&self) -> Option<DeliveryId> {
+        self.ready.first().filter(|id| self.held_from.is_none_or(|from| *id < from))
     }
 
     /// Holds this delivery and later ones back; `None`: none.
@@ -429,7 +432,7 @@ impl Queue {
     /// Whether something may be sent at this moment.
     #[must_use]
     pub fn is_sendable(&self, now: Tick) -> bool {
-        self.first_ready().is_some() && self.why_held(now).is_none()
+        self.next_ready().is_some() && self.why_held(now).is_none()
     }
 
     /// Why none of its deliveries is sent that may be, as far as the queue itself knows.
@@ -440,7 +443,7 @@ impl Queue {
         if is_full {
             return Some(Cause::EndpointLimit);
         }
-        let is_held = || !self.ready.is_empty() && self.first_ready().is_none();
+        let is_held = || !self.ready.is_empty() && self.next_ready().is_none();
         self.rest.why(now).or_else(|| is_held().then_some(Cause::State))
     }
 

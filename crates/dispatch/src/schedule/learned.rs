@@ -7,7 +7,7 @@ use super::{Pool, SLOW_AFTER};
 use walhook_core::tick::{Tick, micros};
 
 /// What an endpoint that never answered is expected to take.
-const UNKNOWN_HOLD: Duration = Duration::from_millis(250);
+const UNKNOWN_HOLD_US: u64 = 250_000;
 
 /// A new sample counts for one part in so many. As in TCP's round-trip estimate (RFC 6298): one
 /// hiccup does not make an endpoint slow, a dozen samples tell the truth.
@@ -64,8 +64,11 @@ impl HoldEstimate {
     /// What the next request is expected to hold.
     #[must_use]
     pub fn expected(&self, now: Tick) -> Duration {
-        let known = self.ewma_us.map_or(UNKNOWN_HOLD, Duration::from_micros);
-        known.max(self.mean_age(now))
+        Duration::from_micros(self.expected_us(now))
+    }
+
+    fn expected_us(&self, now: Tick) -> u64 {
+        self.ewma_us.unwrap_or(UNKNOWN_HOLD_US).max(self.mean_age_us(now))
     }
 
     /// What its requests have held, where one has ended.
@@ -77,13 +80,13 @@ impl HoldEstimate {
     /// Which pool the next request belongs to.
     #[must_use]
     pub fn pool(&self, now: Tick) -> Pool {
-        if self.expected(now) >= SLOW_AFTER { Pool::Slow } else { Pool::Fast }
+        if self.expected_us(now) >= micros(SLOW_AFTER) { Pool::Slow } else { Pool::Fast }
     }
 
-    fn mean_age(&self, now: Tick) -> Duration {
+    fn mean_age_us(&self, now: Tick) -> u64 {
         let ages = u128::from(now.0) * u128::from(self.in_flight);
         let mean = ages.saturating_sub(self.starts_us).checked_div(u128::from(self.in_flight));
-        Duration::from_micros(mean.and_then(|us| u64::try_from(us).ok()).unwrap_or(0))
+        mean.and_then(|us| u64::try_from(us).ok()).unwrap_or(0)
     }
 }
 
@@ -178,7 +181,7 @@ mod tests {
     #[test]
     fn hold_estimate_follows_samples_and_starts_at_the_unknown() {
         let mut hold = HoldEstimate::new();
-        assert_eq!(hold.expected(Tick(0)), UNKNOWN_HOLD);
+        assert_eq!(hold.expected(Tick(0)), Duration::from_micros(UNKNOWN_HOLD_US));
         hold.started(Tick(0));
         hold.ended(Tick(0), ms(80));
         assert_eq!(hold.expected(Tick(0)), ms(80));

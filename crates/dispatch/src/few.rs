@@ -108,6 +108,15 @@ impl<K: Ord + Copy, V> FewMap<K, V> {
         }
     }
 
+    /// The least key that is not below this one.
+    #[must_use]
+    pub fn first_from(&self, key: K) -> Option<K> {
+        match &self.0 {
+            Entries::Few(list) => list.iter().map(|(other, _)| *other).find(|other| *other >= key),
+            Entries::Many(tree) => tree.range(key..).next().map(|(other, _)| *other),
+        }
+    }
+
     /// The entries whose keys are in the range, in their order.
     pub fn range(&self, range: impl RangeBounds<K>) -> Range<'_, K, V> {
         let list = match &self.0 {
@@ -207,6 +216,8 @@ mod tests {
                 prop_assert_eq!(few.get(to), model.get(&to));
                 prop_assert_eq!(few.first(), model.keys().next().copied());
                 prop_assert_eq!(few.last(), model.keys().last().copied());
+                let not_below = model.range(from..).next().map(|(key, _)| *key);
+                prop_assert_eq!(few.first_from(from), not_below);
                 prop_assert_eq!((few.len(), few.is_empty()), (model.len(), model.is_empty()));
                 prop_assert!(few.values().eq(model.values()));
                 let to = to.max(from);

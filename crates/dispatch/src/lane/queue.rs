@@ -466,8 +466,8 @@ impl Queue {
 
     /// The delivery that holds the key.
     fn holder(&self, key: u64) -> Option<DeliveryId> {
-        let mut of_key = self.keys.range((key, DeliveryId(0))..=(key, DeliveryId(u64::MAX)));
-        of_key.next().map(|((_, id), ())| id)
+        let first = self.keys.first_from((key, DeliveryId(0)));
+        first.filter(|(of, _)| *of == key).map(|(_, id)| id)
     }
 
     fn release(&mut self, key: u64, id: DeliveryId, at: &Moment) {

@@ -9,11 +9,10 @@
 //! - One request is under way at most. While it is, what it may bring is reserved (see [`super::pages`]).
 //! - A request brings no more than [`QUEUES_AT_ONCE`] pages, however many queues share them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
 use super::super::schedule::Pool;
 use super::pages::PageSize;
 use super::queues::{AccountNo, QueueNo, Queues};
+use super::turns::Turns;
 use walhook_core::tick::Tick;
 
 /// Queues that are asked for at once, where memory is large enough: their pages take an eighth of it.
@@ -39,7 +38,7 @@ const HEAD_BYTES: usize = 256;
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Refills {
-    line: Line,
+    line: Turns<Turn, QueueNo>,
     /// The request; none: there is none.
     under_way: Option<UnderWay>,
     page_size: PageSize,
@@ -64,86 +63,12 @@ impl UnderWay {
 /// Whose turn it is: an account's, for its queues that are sent from this pool.
 pub(super) type Turn = (AccountNo, Pool);
 
-/// Queues that wait, in turns.
-#[derive(Debug, Default)]
-struct Line {
-    /// Those that have some; who is served goes to the end.
-    turns: VecDeque<Turn>,
-    queues: BTreeMap<Turn, VecDeque<QueueNo>>,
-    /// Those that have no turn for now.
-    aside: BTreeSet<Turn>,
-    /// Queues, but for those aside.
-    len: usize,
-}
-
-impl Line {
-    fn push(&mut self, turn: Turn, queue: QueueNo) {
-        let queues = self.queues.entry(turn).or_default();
-        queues.push_back(queue);
-        if self.aside.contains(&turn) {
-            return;
-        }
-        if queues.len() == 1 {
-            self.turns.push_back(turn);
-        }
-        self.len += 1;
-    }
-
-    fn pop(&mut self) -> Option<(Turn, QueueNo)> {
-        let turn = self.turns.pop_front()?;
-        let Some(queues) = self.queues.get_mut(&turn) else {
-            panic!("{turn:?} has its turn, and no queue in line")
-        };
-        let queue = queues.pop_front()?;
-        if queues.is_empty() {
-            self.queues.remove(&turn);
-        } else {
-            self.turns.push_back(turn);
-        }
-        self.len -= 1;
-        Some((turn, queue))
-    }
-
-    /// A queue goes that stands anywhere.
-    fn remove(&mut self, turn: Turn, queue: QueueNo) {
-        let Some(queues) = self.queues.get_mut(&turn) else { return };
-        let before = queues.len();
-        queues.retain(|other| *other != queue);
-        if !self.aside.contains(&turn) {
-            self.len -= before - queues.len();
-        }
-        if queues.is_empty() {
-            self.queues.remove(&turn);
-            self.turns.retain(|other| *other != turn);
-        }
-    }
-
-    /// Whose queue has been taken out just now has no turn for now.
-    fn put_aside(&mut self, turn: Turn) {
-        if let Some(queues) = self.queues.get(&turn) {
-            self.len -= queues.len();
-            assert_eq!(self.turns.pop_back(), Some(turn), "its turn was not the last one");
-        }
-        self.aside.insert(turn);
-    }
-
-    /// It has its turn again.
-    fn go_on(&mut self, turn: Turn) {
-        if self.aside.remove(&turn)
-            && let Some(queues) = self.queues.get(&turn)
-        {
-            self.len += queues.len();
-            self.turns.push_back(turn);
-        }
-    }
-}
-
 impl Refills {
     /// An empty line, for pages that fit into so much memory.
     pub(super) fn new(memory_limit: usize) -> Self {
         let page_size = PageSize::new(QUEUES_AT_ONCE, memory_limit / 8);
         let heads_max = memory_limit / 16 / HEAD_BYTES;
-        Self { line: Line::default(), under_way: None, page_size, heads_max }
+        Self { line: Turns::default(), under_way: None, page_size, heads_max }
     }
 
     /// The queue wants a page.
@@ -154,14 +79,14 @@ impl Refills {
             return;
         }
         if let Some(before) = before {
-            self.line.remove((account, before), queue);
+            self.line.remove(&(account, before), &queue);
         }
         self.line.push((account, pool), queue);
     }
 
     /// Queues of the line to be looked at now.
     pub(super) fn looks(&self) -> usize {
-        self.line.len.min(LOOKED_AT_ONCE)
+        self.line.len().min(LOOKED_AT_ONCE)
     }
 
     /// Whose turn it is. Whoever takes it says in its `in_line` that it has left, or puts it back.
@@ -182,7 +107,7 @@ impl Refills {
 
     /// What was put aside of the account in this pool has its turns again.
     pub(super) fn go_on(&mut self, account: AccountNo, pool: Pool) {
-        self.line.go_on((account, pool));
+        self.line.go_on(&(account, pool));
     }
 
     /// Pages that may be asked for now, where so many bytes of memory are left.
@@ -194,7 +119,7 @@ impl Refills {
     /// A queue with fewer rows in memory wants a page, however many new deliveries are there with them: half of what
     /// it would get now.
     pub(super) fn wanted_below(&self) -> usize {
-        let rows = self.size_of_each(self.line.len.max(1), self.page_size.at_once).rows;
+        let rows = self.size_of_each(self.line.len().max(1), self.page_size.at_once).rows;
         usize::try_from(rows / 2).unwrap_or(usize::MAX)
     }
 

@@ -1,6 +1,6 @@
 //! Against a naive model: a list of those that stand in line, and since when each account waits for its turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rand::SeedableRng;

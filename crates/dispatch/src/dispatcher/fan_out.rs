@@ -144,6 +144,7 @@ impl Dispatcher {
         loop {
             let Some(first) = self.routing.waiting.first(account) else {
                 self.routing.waiting.forget(account);
+                self.read_on(account);
                 self.unpin_if_idle(account);
                 return true;
             };

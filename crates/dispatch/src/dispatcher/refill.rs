@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 use super::super::backlog::{Load, Page, PageBudget, Read};
 use super::super::lane::{SharedEvent, Source};
+use super::super::schedule::Pool;
 use super::Dispatcher;
 use super::queues::QueueNo;
 use super::sending::Wake;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::RowKeys;
+use walhook_core::event::{AccountId, RowKeys};
 use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
 use walhook_core::tick::Tick;
 
@@ -50,14 +51,14 @@ impl Dispatcher {
                 self.deferral.line.put_back((account, pool), no);
                 continue;
             }
-            if self.queues.waits_for_room(account, pool) {
+            if self.queues.waits_for_room(account, pool)
+                || self.routing.waiting.has(&queue.account)
+                || self.routing.shelves.holds_back(&queue.account)
+            {
                 self.deferral.line.put_aside(turn, no);
                 continue;
             }
-            if self.routing.waiting.has(&queue.account)
-                || self.routing.shelves.holds_back(&queue.account)
-                || !self.may_read_back(&queue.account)
-            {
+            if !self.may_read_back(&queue.account) {
                 self.deferral.line.put_back(turn, no);
                 continue;
             }
@@ -79,6 +80,17 @@ impl Dispatcher {
             (page.rows, page.bytes) = (page.rows.min(size.rows), size.text_bytes as u64);
         }
         Some(pages)
+    }
+
+    /// Something that was in the way of the account's rows may be no more. Where no older event of it is left that is
+    /// not routed, they are looked at again.
+    pub(super) fn read_on(&mut self, account: &AccountId) {
+        if self.routing.waiting.has(account) || self.routing.shelves.holds_back(account) {
+            return;
+        }
+        if let Some(account) = self.queues.account(account) {
+            Pool::ALL.into_iter().for_each(|pool| self.deferral.line.go_on(account, pool));
+        }
     }
 
     /// Takes the answer to [`Dispatcher::poll_refill`].

@@ -5,7 +5,8 @@
 //! - A queue stands in the line once at most, which its `in_line` says; the line may name some that were forgotten.
 //! - Accounts take turns in it, in each pool, with their own queues in the order in which they came: ten thousand queues
 //!   of one account delay another's by one page of each pool.
-//! - Who waits for room in a pool (see [`super::rooms`]) has no turn for that pool, and costs no look, until that is over.
+//! - Who waits for room in a pool (see [`super::rooms`]), or for an older event of its account to be routed, has no turn
+//!   for that pool, and costs no look, until that is over or another queue of it joins the line.
 //! - One request is under way at most. While it is, what it may bring is reserved (see [`super::pages`]).
 //! - A request brings no more than [`QUEUES_AT_ONCE`] pages, however many queues share them.
 
@@ -82,6 +83,8 @@ impl Refills {
             self.line.remove(&(account, before), &queue);
         }
         self.line.push((account, pool), queue);
+        // The account's number may have been another's that was put aside and is gone.
+        self.line.go_on(&(account, pool));
     }
 
     /// Queues of the line to be looked at now.
@@ -99,7 +102,8 @@ impl Refills {
         self.line.push(turn, queue);
     }
 
-    /// It, which was taken out just now, cannot be read before [`Refills::go_on`], nor the account's others of this pool.
+    /// It, which was taken out just now, cannot be read before [`Refills::go_on`], nor the account's others of this
+    /// pool.
     pub(super) fn put_aside(&mut self, turn: Turn, queue: QueueNo) {
         self.line.put_aside(turn);
         self.line.push(turn, queue);

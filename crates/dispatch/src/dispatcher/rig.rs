@@ -14,7 +14,8 @@ use walhook_core::event::{AccountId, EndpointId, Event, Item};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
-    Defer, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled, RowId, RowKey, Tried,
+    BacklogRow, Blocked, Defer, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled,
+    RowId, RowKey, Tried,
 };
 use walhook_core::tick::Tick;
 
@@ -135,6 +136,22 @@ impl Rig {
             self.table.store(&batch);
             self.stored.push(batch);
         }
+    }
+
+    /// An earlier leader has left rows of the account for this endpoint.
+    pub(super) fn recover_rows(&mut self, account: &str, endpoint: &str) -> QueueId {
+        let (account, endpoint) = (AccountId::new(account), EndpointId::new(endpoint));
+        let queue = QueueId { account, endpoint };
+        let row = BacklogRow {
+            queue: queue.clone(),
+            blocked: Blocked::Keys(vec![]),
+            rows: 3,
+            failing_since_us: None,
+            stopped_us: 0,
+            open_until_us: None,
+        };
+        self.dispatcher.recover_deferred(vec![row], 0);
+        queue
     }
 
     /// Reads the pages back that are wanted now; how many rows were in them.

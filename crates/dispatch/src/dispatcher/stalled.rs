@@ -88,6 +88,7 @@ impl Dispatcher {
         for (held, txn) in shelved {
             self.shelve(held, txn);
         }
+        self.read_on(account);
         self.unpin_if_idle(account);
     }
 }

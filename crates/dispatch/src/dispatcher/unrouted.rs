@@ -130,9 +130,11 @@ impl Dispatcher {
         self.routing.shelves.note_joined(invalidation, self.progress.place(), waits);
     }
 
-    /// With no row left, what waited behind the shelf goes on.
+    /// Rows have left the shelf. With none left, what waited behind it goes on.
     fn clear_shelf(&mut self, account: &AccountId, now: Tick) {
-        if !self.routing.shelves.forget_if_over(account) {
+        let is_over = self.routing.shelves.forget_if_over(account);
+        self.read_on(account);
+        if !is_over {
             return;
         }
         self.resume_waiting(account, now);

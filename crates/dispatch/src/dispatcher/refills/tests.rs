@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 
 use super::*;
+use crate::dispatcher::rig::{Rig, settings};
 use walhook_core::event::{AccountId, EndpointId};
 
 #[derive(Debug, Clone)]
@@ -100,6 +101,9 @@ proptest! {
                     refills.join(numbers[queue], &mut queues, Tick(0));
                     if !model.line.contains(&(turn_of[queue], numbers[queue])) {
                         model.push(turn_of[queue], numbers[queue], moment);
+                        if model.aside.remove(&turn_of[queue]) {
+                            model.go_on(turn_of[queue], moment);
+                        }
                     }
                 }
                 Action::Look(look) => {
@@ -185,4 +189,45 @@ fn queue_whose_pool_is_another_by_now_stands_there_alone() {
     assert_eq!(refills.pop(), Some(((account, Pool::Probe), no)));
     refills.go_on(account, Pool::Fast);
     assert_eq!(refills.pop(), None);
+}
+
+#[test]
+fn queue_of_an_account_that_has_the_number_of_one_put_aside_has_its_turn() {
+    let (mut queues, mut refills) = (Queues::new(1), Refills::new(1 << 20));
+    let join = |queues: &mut Queues, refills: &mut Refills, account: &str| {
+        let no = queues.intern(&AccountId::new(account), &EndpointId::new("e"));
+        queues.deferred_or_new(no);
+        refills.join(no, queues, Tick(0));
+        (no, queues.at(no).account())
+    };
+    let (gone, number) = join(&mut queues, &mut refills, "a");
+    let (turn, first) = refills.pop().unwrap();
+    refills.put_aside(turn, first);
+    queues.forget_deferred(gone);
+    queues.sweep();
+    let (other, same) = join(&mut queues, &mut refills, "b");
+    assert_eq!(same, number);
+    let next = [(); 3].map(|()| refills.pop().map(|(_, queue)| queue));
+    assert_eq!(next, [Some(gone), Some(other), None]);
+}
+
+#[test]
+fn rows_whose_accounts_wait_for_older_events_cost_no_look_until_these_are_routed() {
+    let mut rig = Rig::new(settings());
+    let accounts: Vec<String> = (0..2_000).map(|n| n.to_string()).collect();
+    for account in &accounts {
+        rig.recover_rows(account, "another");
+        rig.commit_unrouted(account);
+    }
+    let rounds = accounts.len() / LOOKED_AT_ONCE + 1;
+    (0..rounds).for_each(|_| assert_eq!(rig.dispatcher.poll_refill(rig.now), None));
+    assert_eq!(rig.dispatcher.deferral.line.looks(), 0);
+    let waits = |rig: &Rig| !rig.dispatcher.routing.waiting.is_empty();
+    assert!(waits(&rig));
+    while waits(&rig) {
+        rig.look_up();
+        rig.send();
+    }
+    assert_eq!(rig.dispatcher.deferral.line.looks(), LOOKED_AT_ONCE, "all may be read back now");
+    assert!(rig.dispatcher.poll_refill(rig.now).is_some());
 }

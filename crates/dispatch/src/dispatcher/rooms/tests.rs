@@ -11,7 +11,7 @@ use std::time::Duration;
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::id::JobId;
-use walhook_core::persist::{BacklogRow, Blocked, QueueId};
+use walhook_core::persist::QueueId;
 use walhook_core::waits::Cause;
 
 fn need(room: Room, bytes: usize) -> Need {
@@ -318,24 +318,6 @@ fn account_whose_routes_are_looked_up_keeps_nobody_from_the_room() {
     assert_eq!(rig.send().iter().map(account).collect::<Vec<_>>(), ["second"]);
 }
 
-/// An earlier leader has left rows of the account for this endpoint.
-fn recover_rows(rig: &mut Rig, account: &str, endpoint: &str) -> QueueId {
-    let (account, endpoint) = (AccountId::new(account), EndpointId::new(endpoint));
-    let queue = QueueId { account, endpoint };
-    rig.dispatcher.recover_deferred(
-        vec![BacklogRow {
-            queue: queue.clone(),
-            blocked: Blocked::Keys(vec![]),
-            rows: 3,
-            failing_since_us: None,
-            stopped_us: 0,
-            open_until_us: None,
-        }],
-        0,
-    );
-    queue
-}
-
 fn pages(rig: &mut Rig) -> Vec<QueueId> {
     let pages = rig.dispatcher.poll_refill(rig.now).unwrap_or_default();
     pages.into_iter().map(|page| page.queue).collect()
@@ -346,8 +328,7 @@ fn rows_are_not_read_back_while_their_account_waits_for_room_and_cost_no_look() 
     let (mut rig, ids) = full_room();
     rig.commit_large("a", LARGE);
     assert!(rig.send().is_empty());
-    let queues: Vec<QueueId> =
-        (0..40).map(|n| recover_rows(&mut rig, "a", &format!("b{n}"))).collect();
+    let queues: Vec<QueueId> = (0..40).map(|n| rig.recover_rows("a", &format!("b{n}"))).collect();
     assert!(pages(&mut rig).is_empty());
     assert_eq!(rig.dispatcher.deferral.line.looks(), 0);
     let standing = rig.dispatcher.standing(100, rig.now);
@@ -375,7 +356,7 @@ fn rows_of_another_pool_are_read_back_while_their_account_waits_for_room() {
     let no = rig.dispatcher.queues.account(&id).unwrap();
     assert!(rig.dispatcher.queues.waits_for_room(no, Pool::Slow));
     // Nothing is known of this endpoint: it counts as quick.
-    let queue = recover_rows(&mut rig, waits, "quick");
+    let queue = rig.recover_rows(waits, "quick");
     assert_eq!(pages(&mut rig), [queue]);
 }
 

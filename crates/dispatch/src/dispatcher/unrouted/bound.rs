@@ -40,9 +40,7 @@ impl Dispatcher {
             self.door.reports.went_into_gaps(*rows);
             self.outbox.touch();
             self.routing.shelves.purged(account, *rows, *all, now);
-            if *all {
-                self.clear_shelf(account, now);
-            }
+            self.clear_shelf(account, now);
         }
     }
 }

@@ -24,6 +24,8 @@ impl Dispatcher {
     /// Rows have changed: the routes of endpoints that rest for long among them are asked for.
     pub(super) fn ask_for_rates(&mut self, scope: &Scope, now: Tick) {
         let (changed, long): (Vec<QueueNo>, Duration) = match scope {
+            // A look-up that sees the transaction sees all that it changed.
+            Scope::All if !self.is_news_of_all() => return,
             Scope::All => (self.sending.resting().collect(), LONG_FOR_ALL),
             Scope::Endpoint { endpoints, .. } => {
                 let of_ids = endpoints.iter().flat_map(|id| self.queues.of_endpoint(id)).copied();
@@ -35,6 +37,12 @@ impl Dispatcher {
                 self.routing.router.want(&self.queues.id(queue).account);
             }
         }
+    }
+
+    /// Whether a change that may concern everything is the first one of its transaction, or of none.
+    fn is_news_of_all(&mut self) -> bool {
+        let txn = self.progress.reading_or_between();
+        txn.is_none_or(|txn| self.routing.unseen.change_all(txn))
     }
 
     /// The lane's endpoints rest as their rows say now. One that the account has no more does not rest: what waits

@@ -18,6 +18,8 @@ pub(super) struct Unseen {
     of: Vec<(u32, Hold)>,
     /// Stored, and seen since.
     seen: Vec<u32>,
+    /// The last one that changed what may concern everything.
+    of_all: Option<TxnSeq>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +49,11 @@ impl Unseen {
             self.of.push((xid, Hold::Held(txn)));
         }
         is_new
+    }
+
+    /// The transaction has changed what may concern everything. False: so it has before.
+    pub(super) fn change_all(&mut self, txn: TxnSeq) -> bool {
+        self.of_all.replace(txn) != Some(txn)
     }
 
     /// A look-up saw what its snapshot sees. Returns whether that was anything, and the transactions that wait no

@@ -7,6 +7,7 @@ use crate::dispatcher::rig::{Rig, settings};
 use crate::fixture;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Invalidation, Item, Scope};
+use walhook_core::lsn::Lsn;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -106,4 +107,33 @@ fn endpoint_that_is_removed_while_it_rests_keeps_nothing_waiting() {
     assert_eq!(sent(&mut rig), 0);
     rig.store();
     assert_eq!(rig.dispatcher.queued(), 0);
+}
+
+/// A table without ids says of each of its rows that everything may have changed.
+#[test]
+fn change_of_everything_has_what_rests_looked_up_once_for_each_transaction() {
+    let mut rig = resting();
+    for (xid, commit) in [(5, 90_000), (6, 91_000)] {
+        let change = || Item::Invalidate(Invalidation::new(xid, Scope::All));
+        let asked = |rig: &mut Rig| {
+            let look_up = rig.dispatcher.poll_lookup(rig.now);
+            let asked = look_up.as_ref().map_or(0, |look_up| look_up.accounts.len());
+            let routes = |account: &AccountId| {
+                let row = Endpoint { rate_per_second: Some(0.001), ..fixture::endpoint("7", "7") };
+                assert_eq!(account.as_str(), "7");
+                Routes::new(vec![Arc::new(row)], 1.0)
+            };
+            if let Some(look_up) = look_up {
+                let answer = look_up.answered(fixture::snapshot(), routes);
+                rig.dispatcher.handle_lookup(answer, rig.now);
+            }
+            asked
+        };
+        rig.dispatcher.handle_item(Item::Begin { commit_lsn: Lsn(commit) }, rig.now);
+        rig.dispatcher.handle_item(change(), rig.now);
+        assert_eq!(asked(&mut rig), 1);
+        rig.dispatcher.handle_item(change(), rig.now);
+        assert_eq!(asked(&mut rig), 0, "a look-up has seen the transaction");
+        rig.dispatcher.handle_item(Item::Commit { end_lsn: Lsn(commit + 10) }, rig.now);
+    }
 }

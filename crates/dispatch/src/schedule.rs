@@ -393,17 +393,17 @@ impl Scheduler {
         let mut pools = [&mut self.fast, &mut self.slow, &mut self.probe];
         let is_idle = lane.is_idle();
         for (slots, pool) in pools.iter_mut().zip(Pool::ALL) {
-            let (standing, reserved) = (*lane.in_pool(pool), lane.reserved_in(pool));
+            let (reserved, standing) = (lane.reserved_in(pool), lane.in_pool(pool));
             if standing.is_ready {
-                slots.remove(id, &standing, reserved, is_idle);
+                slots.remove(id, standing, reserved, is_idle);
             }
         }
         change(lane);
         let is_idle = lane.is_idle();
         for (slots, pool) in pools.into_iter().zip(Pool::ALL) {
-            let (standing, reserved) = (*lane.in_pool(pool), lane.reserved_in(pool));
+            let (reserved, standing) = (lane.reserved_in(pool), lane.in_pool(pool));
             if standing.is_ready {
-                slots.insert(id, &standing, reserved, is_idle);
+                slots.insert(id, standing, reserved, is_idle);
             }
         }
     }

@@ -43,7 +43,7 @@ pub(super) use publication::unpublishable;
 pub(crate) use script::Server;
 pub(super) use script::{looked_up, published};
 pub(super) use slot::{FAILOVER_SLOTS, create_slot_within};
-pub(super) use tables::existing_tables;
+pub(super) use tables::foreign;
 pub(crate) use walhook_state::SCHEMA_VERSION;
 
 const NAME: &str = "walhook setup";

@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use super::holder::{refuse_while_active, user};
-use super::setup::{alone, existing_tables};
+use super::setup::alone;
 use super::{Databases, Tell};
 use crate::config::Config;
 use walhook_core::endpoint::Secret;
@@ -27,7 +27,7 @@ use walhook_postgres::pg::Conninfo;
 use walhook_postgres::slot;
 use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
-use walhook_state::slots;
+use walhook_state::{Relations, slots};
 
 use publication::Publication;
 
@@ -144,9 +144,9 @@ enum State {
     #[default]
     Nothing,
     /// The tables hold other pipelines: the rows of this one.
-    Rows,
-    /// These tables, their views, and the schema where nothing else is in it.
-    Tables(Vec<&'static str>),
+    Rows(Relations),
+    /// The tables, their views, and the schema where nothing else is in it.
+    Tables(Relations),
 }
 
 impl Plan {
@@ -163,9 +163,9 @@ impl Plan {
         items.extend(self.publication.describe(config).map(|what| format!("the {what}")));
         match &self.state {
             State::Nothing => {}
-            State::Rows => items.push(format!("{slot}'s state in the schema {schema}")),
-            State::Tables(tables) => {
-                items.push(format!("{} state tables in the schema {schema}", tables.len()));
+            State::Rows(_) => items.push(format!("{slot}'s state in the schema {schema}")),
+            State::Tables(ours) => {
+                items.push(format!("{} state tables in the schema {schema}", ours.tables.len()));
             }
         }
         let mut text =
@@ -183,8 +183,8 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
     refuse_while_active(Databases::of(config), source).await?;
     let (schema, name) = (&config.state.schema, &config.source.slot);
     let mut plan = Plan::default();
-    let tables = existing(sessions.state(), schema).await?;
-    let ours = is_set_up(sessions.state(), schema, &tables, name).await?;
+    let relations = Relations::find(sessions.state(), schema).await?;
+    let ours = is_set_up(sessions.state(), schema, &relations.tables, name).await?;
     for slot in [name.clone(), anchor::name(name)] {
         let Some(found) = slot::read(source, &slot).await? else { continue };
         if !ours || !found.is_ours() {
@@ -203,29 +203,18 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
         plan.slots.push(slot);
     }
     plan.publication = publication::find(config, source, &mut plan.kept).await?;
-    plan.state = if tables.is_empty() {
-        State::Nothing
-    } else if has_others(sessions.state(), schema, &tables, name).await? {
-        State::Rows
-    } else {
-        State::Tables(tables)
-    };
-    if plan.state == State::Rows && !ours {
-        plan.state = State::Nothing;
+    if !relations.foreign.is_empty() {
+        let foreign = relations.foreign.join(", ");
+        plan.kept.push(format!("in the schema {schema} what walhook did not make: {foreign}"));
     }
+    let has_others = has_others(sessions.state(), schema, &relations.tables, name).await?;
+    plan.state = match (relations.tables.is_empty(), has_others, ours) {
+        (true, _, _) | (false, true, false) => State::Nothing,
+        (false, true, true) => State::Rows(relations),
+        (false, false, _) => State::Tables(relations),
+    };
     rights::check(config, sessions, &plan).await?;
     Ok(plan)
-}
-
-/// Those of the state tables that are there.
-async fn existing(client: &Client, schema: &str) -> Result<Vec<&'static str>> {
-    let mut found = vec![];
-    for table in walhook_state::tables() {
-        if existing_tables(client, schema, &[table]).await? > 0 {
-            found.push(table);
-        }
-    }
-    Ok(found)
 }
 
 /// Whether the state knows the pipeline: its slots are ours then.
@@ -315,24 +304,22 @@ async fn drop_state(
     let name = &config.state.schema;
     let schema = quote_ident(name);
     let slot = &config.source.slot;
-    let tables = match state {
+    let ours = match state {
         State::Nothing => return Ok(()),
-        State::Rows => {
-            for table in walhook_state::tables() {
-                if existing_tables_in(tx, name, table).await? {
-                    let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline {EQ} $1");
-                    tx.execute(&sql, &[slot]).await?;
-                }
+        State::Rows(ours) => {
+            for table in &ours.tables {
+                let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline {EQ} $1");
+                tx.execute(&sql, &[slot]).await?;
             }
             dropped.push(format!("state of {slot} in {name}"));
             kept.push(format!("the schema {name}: it holds other pipelines"));
             return Ok(());
         }
-        State::Tables(tables) => tables,
+        State::Tables(ours) => ours,
     };
-    let views = walhook_state::views().into_iter().map(|view| ("VIEW", view));
-    for (kind, relation) in views.chain(tables.iter().map(|table| ("TABLE", *table))) {
-        let drop = format!("DROP {kind} IF EXISTS {schema}.{relation}");
+    let views = ours.views.iter().map(|view| ("VIEW", view));
+    for (kind, relation) in views.chain(ours.tables.iter().map(|table| ("TABLE", table))) {
+        let drop = format!("DROP {kind} {schema}.{relation}");
         let failed = || {
             format!(
                 "cannot drop {name}.{relation}, so nothing was dropped: what depends on it goes first"
@@ -357,10 +344,4 @@ async fn drop_state(
         Err(error) => return Err(error).with_context(|| format!("cannot drop the schema {name}")),
     }
     Ok(())
-}
-
-async fn existing_tables_in(tx: &Transaction<'_>, schema: &str, table: &str) -> Result<bool> {
-    let sql = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
-    let name = format!("{}.{}", quote_ident(schema), quote_ident(table));
-    Ok(tx.query_one(sql, &[&name]).await?.try_get(0)?)
 }

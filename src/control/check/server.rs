@@ -7,7 +7,7 @@ use super::{Report, age, failover, one, role};
 use crate::config::Config;
 use crate::control::holder::user;
 use crate::control::idle_pipelines::{self, IdlePipeline};
-use crate::control::setup::{existing_tables, use_of_state};
+use crate::control::setup::{foreign, use_of_state};
 use crate::control::{Databases, bytes};
 use crate::server::prepared;
 use walhook_core::halt::{self, Halt, SourceIdentity};
@@ -21,7 +21,7 @@ use walhook_postgres::preflight;
 use walhook_postgres::slot::{self, Slot, WalStatus};
 use walhook_postgres::source;
 use walhook_postgres::sql;
-use walhook_state::SCHEMA_VERSION;
+use walhook_state::{Relations, SCHEMA_VERSION};
 
 /// The `application_name` of our replication connection.
 const REPLICATION_NAME: &str = "walhook";
@@ -252,7 +252,12 @@ pub(super) async fn state(
 ) -> Result<Option<Lsn>> {
     let schema = &config.state.schema;
     let tables = walhook_state::tables();
-    let found = existing_tables(client, schema, &tables).await?;
+    let relations = Relations::find(client, schema).await?;
+    if let Some((finding, fix)) = foreign(schema, &relations) {
+        report.fail("state", finding, fix);
+        return Ok(None);
+    }
+    let found = relations.tables.len();
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
         report.fail("state", finding, role::fix_of_state(config, client).await?);

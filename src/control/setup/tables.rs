@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::grants::right_to_create;
 use super::sessions::Sessions;
@@ -11,61 +12,67 @@ use crate::control::Failure;
 use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::EQ;
 use walhook_postgres::pg::Conninfo;
+use walhook_state::Relations;
 
 /// Creates what is missing of them.
+///
+/// # Errors
+/// When something that walhook did not make stands there under a name that it needs.
 pub(super) async fn state_schema(
     config: &Config,
     sessions: &Sessions,
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let schema = &config.state.schema;
-    let tables = walhook_state::tables();
-    let before = existing_tables(sessions.state(), schema, &tables).await?;
+    let all = walhook_state::tables().len();
+    let found = Relations::find(sessions.state(), schema).await.map_err(anyhow::Error::from)?;
+    let before = found.tables.len();
     let step = format!("state schema {schema}");
-    if before < tables.len() || sessions.grant_to.is_some() {
+    if before < all || sessions.grant_to.is_some() {
         let own = Conninfo::parse(config.state.url.as_ref().unwrap_or(&config.source.url));
         let own = own.map_err(anyhow::Error::from)?;
         owner::ensure_ours(sessions.state(), schema, own.user()).await?;
     }
+    if let Some((problem, fix)) = foreign(schema, &found) {
+        return Err(anyhow::anyhow!("{problem}; {fix}").into());
+    }
     // Not run when all is there: CREATE SCHEMA IF NOT EXISTS asks for the right to create one.
-    if before == tables.len() {
+    if before == all {
         report.step(&step, Did::Exists, format!("{before} tables"));
         return Ok(());
     }
     let created = sessions.state().batch_execute(&walhook_state::schema_sql(schema)).await;
     if let Err(error) = created {
-        let fix = match sessions.is_one() {
-            true => "use --admin-url or --print-sql".to_owned(),
-            false => {
+        let may_not = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+        let fix = match (may_not, sessions.is_one()) {
+            (false, _) => String::new(),
+            (true, true) => "; use --admin-url or --print-sql".to_owned(),
+            (true, false) => {
                 let grant = right_to_create(sessions.state()).await?;
-                format!("in the state database, as its owner, `{grant}`; or --print-sql")
+                format!("; in the state database, as its owner, `{grant}`; or --print-sql")
             }
         };
-        let failed = format!("cannot create the state schema {schema}; {fix}");
+        let failed = format!("cannot create the state schema {schema}{fix}");
         return Err(anyhow::Error::from(error).context(failed).into());
     }
     let did = if before == 0 { Did::Created } else { Did::Changed };
-    report.step(&step, did, format!("{} of {} tables added", tables.len() - before, tables.len()));
+    report.step(&step, did, format!("{} of {all} tables added", all - before));
     Ok(())
 }
 
-/// How many of the tables there are.
-pub(in super::super) async fn existing_tables(
-    client: &Client,
+/// What stands in the schema that is not walhook's, under names that it needs, and what to do about that.
+pub(in crate::control) fn foreign(
     schema: &str,
-    tables: &[&str],
-) -> Result<usize> {
-    let row = client
-        .query_one(
-            &format!(
-                "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c
-                      JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
-             WHERE n.nspname {EQ} $1 AND c.relname {EQ} ANY ($2)"
-            ),
-            &[&schema, &tables],
-        )
-        .await?;
-    Ok(usize::try_from(row.try_get::<_, i64>(0)?)?)
+    found: &Relations,
+) -> Option<(String, &'static str)> {
+    let foreign = &found.foreign;
+    (!foreign.is_empty()).then(|| {
+        let problem = format!(
+            "the schema {schema} holds what walhook did not make under names that it needs: {}",
+            foreign.join(", ")
+        );
+        (problem, "name a schema of walhook's own in `state.schema`")
+    })
 }
 
 /// Says that the tables are of this program's version now. From here on the version before takes no lease.

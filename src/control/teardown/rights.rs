@@ -60,7 +60,7 @@ async fn state(
     let role: String = client.query_one(role, &[]).await?.try_get(0)?;
     match state {
         State::Nothing => {}
-        State::Rows => {
+        State::Rows(ours) => {
             let sql = format!(
                 "SELECT c.relname::pg_catalog.text
                  FROM pg_catalog.pg_class c
@@ -71,15 +71,13 @@ async fn state(
                             AND pg_catalog.has_table_privilege(c.oid, 'DELETE'))
                  ORDER BY 1"
             );
-            let tables = walhook_state::tables();
-            for row in client.query(&sql, &[name, &tables]).await? {
+            for row in client.query(&sql, &[name, &ours.tables]).await? {
                 let table: String = row.try_get(0)?;
                 missing.push(format!("{role} may not DELETE from {name}.{table}"));
             }
         }
-        State::Tables(tables) => {
-            let relations: Vec<&str> =
-                tables.iter().copied().chain(walhook_state::views()).collect();
+        State::Tables(ours) => {
+            let relations = [&*ours.tables, &*ours.views].concat();
             let sql = format!(
                 "SELECT pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text,
                         pg_catalog.string_agg(c.relname::pg_catalog.text, ', ' ORDER BY c.relname)

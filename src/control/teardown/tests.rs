@@ -208,3 +208,47 @@ async fn teardowns_that_run_at_once_all_succeed_and_one_drops() {
     assert_eq!(all.iter().filter(|done| !done.dropped.is_empty()).count(), 1, "{all:?}");
     assert_eq!(fixture.text(LEFT).await, "0 0 0");
 }
+
+#[tokio::test]
+async fn teardown_and_setup_leave_what_the_application_has_under_names_of_the_state() {
+    let fixture = Fixture::start().await;
+    fixture
+        .run(
+            "CREATE SCHEMA shop; CREATE TABLE shop.jobs (id bigint);
+             INSERT INTO shop.jobs VALUES (1), (2);
+             CREATE VIEW shop.endpoints AS SELECT id AS pipeline FROM shop.jobs",
+        )
+        .await;
+    let config = fixture.config("[state]\nschema = \"shop\"\n");
+    let there = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+                 WHERE relnamespace = 'shop'::regnamespace";
+    let theirs = "view endpoints, table jobs";
+    for _ in 0..2 {
+        let error = setup::quietly(&config).await.unwrap_err().to_string();
+        assert!(error.contains(theirs) && error.contains("state.schema"), "{error}");
+        assert!(!error.contains("--admin-url"), "{error}");
+        let view = crate::control::check::run(&config).await.unwrap();
+        let finding = view.findings.into_iter().find(|finding| finding.what == "state").unwrap();
+        assert!(finding.finding.contains(theirs), "{finding}");
+        assert_eq!(fixture.text(there).await, "endpoints jobs");
+        let done = torn_down(&config, None).await.unwrap();
+        assert!(done.dropped.is_empty() && done.kept[0].contains(theirs), "{done:?}");
+        assert_eq!(fixture.text("SELECT count(*)::text FROM shop.jobs").await, "2");
+    }
+
+    // As an earlier version was set up beside a table that it took for its own.
+    fixture.run("DROP VIEW shop.endpoints; ALTER TABLE shop.jobs RENAME TO workers").await;
+    fixture.run(&walhook_state::schema_sql("shop")).await;
+    let done = torn_down(&config, None).await.unwrap();
+    assert!(done.dropped.contains(&"table shop.jobs".to_owned()), "{done:?}");
+    assert!(!done.dropped.contains(&"table shop.workers".to_owned()), "{done:?}");
+    assert_eq!(fixture.text(there).await, "workers");
+    assert_eq!(fixture.text("SELECT count(*)::text FROM shop.workers").await, "2");
+
+    // A schema that both use.
+    fixture.run("ALTER TABLE shop.workers RENAME TO people").await;
+    setup::quietly(&config).await.unwrap();
+    let done = torn_down(&config, None).await.unwrap();
+    assert!(done.dropped.contains(&"view shop.endpoints".to_owned()), "{done:?}");
+    assert_eq!(fixture.text(there).await, "people");
+}

@@ -188,8 +188,9 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
     for slot in [name.clone(), anchor::name(name)] {
         let Some(found) = slot::read(source, &slot).await? else { continue };
         if !ours || !found.is_ours() {
+            let why = if ours { "walhook did not make it".to_owned() } else { elsewhere(config) };
             plan.kept.push(format!(
-                "the slot {slot}: walhook did not make it, or its state is gone; if nobody reads it, \
+                "the slot {slot}: {why}; only if nobody reads it, \
                  `SELECT pg_catalog.pg_drop_replication_slot('{slot}')`"
             ));
             continue;
@@ -202,7 +203,12 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
         }
         plan.slots.push(slot);
     }
-    plan.publication = publication::find(config, source, &mut plan.kept).await?;
+    let reader = match (ours, plan.kept.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some(format!("a slot {name} stays, which may read it")),
+        (false, _) => Some(elsewhere(config)),
+    };
+    plan.publication = publication::find(config, source, reader, &mut plan.kept).await?;
     if !relations.foreign.is_empty() {
         let foreign = relations.foreign.join(", ");
         plan.kept.push(format!("in the schema {schema} what walhook did not make: {foreign}"));
@@ -215,6 +221,15 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
     };
     rights::check(config, sessions, &plan).await?;
     Ok(plan)
+}
+
+/// Why what has the pipeline's name is left, where the state does not know the pipeline.
+fn elsewhere(config: &Config) -> String {
+    format!(
+        "the schema {} holds no state of the pipeline {}, so walhook did not make it, or `state.schema` or \
+         `state.url` is another than the pipeline's own, or that state is gone",
+        config.state.schema, config.source.slot
+    )
 }
 
 /// Whether the state knows the pipeline: its slots are ours then.

@@ -36,8 +36,10 @@ pub(super) async fn ensure_ours(
         if can_be_ours {
             let first = if slot.active_pid.is_some() { "stop what uses it; " } else { "" };
             problem.push_str(&format!(
-                ", or its state tables are gone: then {first}`walhook setup --adopt-slot` goes on where the slot \
-                 stands"
+                ", or its state is not in the schema {}: mostly `state.schema` or `state.url` is another than it was set \
+                 up with; or its state tables are gone: then {first}`walhook setup --adopt-slot` goes on where the slot \
+                 stands",
+                config.state.schema
             ));
         }
         if let Some(pid) = slot.active_pid {

@@ -1,4 +1,4 @@
-//! The publication: dropped where walhook made it and nobody else reads it.
+//! The publication: dropped where walhook made it, and neither another pipeline nor a slot that stays reads it.
 
 use anyhow::Result;
 use tokio_postgres::Client;
@@ -43,10 +43,12 @@ impl Publication {
     }
 }
 
-/// What is to become of the publication; where it stays, `kept` says why.
+/// What is to become of the publication; where it stays, `kept` says why. `reader` says who may still read it under
+/// our name.
 pub(super) async fn find(
     config: &Config,
     source: &Client,
+    reader: Option<String>,
     kept: &mut Vec<String>,
 ) -> Result<Publication> {
     let (name, pipeline) = (&config.source.publication, &config.source.slot);
@@ -61,6 +63,12 @@ pub(super) async fn find(
         ));
         return Ok(Publication::Untouched);
     };
+    // Also the note that our name reads it: a pipeline of that name, whose state is elsewhere, needs it.
+    if let Some(reader) = reader {
+        let drop = format!("DROP PUBLICATION {}", quote_ident(name));
+        kept.push(format!("the publication {name}: {reader}; only if nobody reads it, `{drop}`"));
+        return Ok(Publication::Untouched);
+    }
     let Some(others) = mark.others(pipeline) else { return Ok(Publication::Dropped) };
     kept.push(format!("the publication {name}, which it shares with {others}"));
     Ok(if mark.remove(pipeline) { Publication::Marked(mark) } else { Publication::Untouched })

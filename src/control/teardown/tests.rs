@@ -176,6 +176,13 @@ async fn teardown_keeps_a_publication_that_another_pipeline_reads_until_the_last
         setup::quietly(config).await.unwrap();
     }
     let published = "SELECT count(*)::text FROM pg_publication WHERE pubname = 'walhook'";
+    let mark = "SELECT obj_description(oid) FROM pg_publication WHERE pubname = 'walhook'";
+    // Who names the state's schema wrongly keeps the note of the pipeline of that name.
+    let mut mistaken = config.clone();
+    mistaken.state.schema = "mistaken".to_owned();
+    let done = torn_down(&mistaken, None).await.unwrap();
+    assert!(done.dropped.is_empty(), "{done:?}");
+    assert!(fixture.text(mark).await.contains("second, third, walhook"));
     for (torn, others) in [(&config, "second, third"), (&elsewhere, "second")] {
         let done = torn_down(torn, None).await.unwrap();
         let kept = format!("the publication walhook, which it shares with {others}");
@@ -251,4 +258,32 @@ async fn teardown_and_setup_leave_what_the_application_has_under_names_of_the_st
     let done = torn_down(&config, None).await.unwrap();
     assert!(done.dropped.contains(&"view shop.endpoints".to_owned()), "{done:?}");
     assert_eq!(fixture.text(there).await, "people");
+}
+
+/// Past a change that was written without its publication a slot cannot be read.
+#[tokio::test]
+async fn teardown_that_does_not_find_the_state_leaves_the_pipeline_whole() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    fixture.run("CREATE DATABASE elsewhere").await;
+    let elsewhere = format!("[state]\nurl = \"{}\"\n", fixture.cluster.url("elsewhere"));
+    let mistakes = ["[state]\nschema = \"walhok\"\n", &elsewhere];
+    for mistaken in mistakes.map(|state| fixture.config(state)) {
+        let error = setup::quietly(&mistaken).await.unwrap_err().to_string();
+        assert!(error.contains("`state.schema` or `state.url` is another"), "{error}");
+        let done = torn_down(&mistaken, None).await.unwrap();
+        for kept in ["slot", "publication"] {
+            let says = format!("the {kept} walhook: the schema {} holds no", mistaken.state.schema);
+            assert!(done.kept.iter().any(|kept| kept.starts_with(&says)), "{done:?}");
+        }
+        assert_eq!(fixture.text(LEFT).await, "1 1 1");
+    }
+    // What is here, but not of the kind that we make, may be read too.
+    fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
+    fixture.run("SELECT pg_create_physical_replication_slot('walhook')").await;
+    let done = torn_down(&config, None).await.unwrap();
+    let says = "the publication walhook: a slot walhook stays, which may read it";
+    assert!(done.kept.iter().any(|kept| kept.starts_with(says)), "{done:?}");
+    assert_eq!(fixture.text(LEFT).await, "1 1 0");
 }

@@ -76,13 +76,15 @@ pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<
     usage.chain(select).collect()
 }
 
-/// What the role needs in the state database.
+/// What the role needs in the state database: the relations by their names, for the schema may hold the
+/// application's too. Numbers of identity columns need no right to their sequences.
 pub(super) fn state_grants(role: &str, schema: &str) -> Vec<String> {
     let (role, schema) = (quote_ident(role), quote_ident(schema));
+    let names = [walhook_state::tables(), walhook_state::views()].concat();
+    let relations: Vec<String> = names.iter().map(|name| format!("{schema}.{name}")).collect();
     vec![
         format!("GRANT USAGE ON SCHEMA {schema} TO {role}"),
-        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"),
-        format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role}", relations.join(", ")),
     ]
 }
 

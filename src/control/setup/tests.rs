@@ -276,11 +276,20 @@ async fn setup_grants_our_role_what_it_needs_through_the_administrator() {
     let error = steps(&config, None, SOON).await.unwrap_err().to_string();
     assert!(error.contains("--admin-url"), "{error}");
 
+    // The schema may be the application's too.
+    fixture.run("CREATE SCHEMA walhook; CREATE TABLE walhook.users (id serial)").await;
     steps(&config, Some(&admin), SOON).await.unwrap();
     // Now it can do without the administrator.
     assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
     let own = fixture.connect_as("sender").await;
     own.batch_execute("SELECT * FROM webhooks; DELETE FROM walhook.dead_letters").await.unwrap();
+    let numbered = "INSERT INTO walhook.gaps (pipeline, from_lsn, to_lsn, reason)
+                    VALUES ('walhook', '0/1', '0/2', '') RETURNING id";
+    own.batch_execute(numbered).await.unwrap();
+    let may =
+        "SELECT concat_ws(' ', has_table_privilege('sender', 'walhook.users', 'SELECT, DELETE'),
+                                has_sequence_privilege('sender', 'walhook.users_id_seq', 'USAGE'))";
+    assert_eq!(fixture.text(may).await, "f f");
 }
 
 /// Whose triggers would run as the administrator.

@@ -1,8 +1,9 @@
 //! The set-up: the state schema, the publication, the slot and the first checkpoint.
 //!
 //! In this order, because each rests on the one before: a slot that is older than its publication
-//! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
-//! and does only what is missing, so an interrupted set-up is completed by running it again.
+//! can never be read, and a checkpoint is the place where the slot begins. What can be refused by looking
+//! is refused before the first step. Every step does only what is missing, so an interrupted set-up is
+//! completed by running it again.
 
 pub(super) mod alone;
 mod first;
@@ -26,6 +27,7 @@ use super::{Databases, Failure, Progress, Tell};
 use crate::config::Config;
 use crate::server::prepared;
 use first::Checkpoint;
+use publication::Wanted;
 use sessions::Sessions;
 use walhook_core::endpoint::Secret;
 use walhook_core::halt::{self, Halt, SourceIdentity};
@@ -36,7 +38,7 @@ use walhook_postgres::pg::Conninfo;
 use walhook_postgres::slot::{Slot, read as read_slot};
 use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
-use walhook_state::slots;
+use walhook_state::{StateError, slots};
 
 pub(super) use grants::{right_to_create, use_of_state};
 pub(super) use publication::unpublishable;
@@ -148,23 +150,31 @@ async fn steps(
         let error = anyhow::anyhow!("the server's version is {version}; walhook needs 14 or later");
         return Err(error.into());
     }
-    tables::state_schema(config, &sessions, report).await?;
-    grants::grants(config, &sessions, report).await?;
-    // Looked at before anything is created that could not be undone.
-    same_source(config, &sessions).await?;
+    // Looked at before anything is created: in another database than meant nothing is left behind.
+    let relations = tables::look(config, &sessions).await?;
+    if relations.has("meta") {
+        fits(config, &sessions).await?;
+    }
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot =
         read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
-    let checkpoint = Checkpoint::read(config, sessions.state()).await?;
+    let checkpoint = match relations.has("checkpoint") {
+        true => Checkpoint::read(config, sessions.state()).await?,
+        false => None,
+    };
     if checkpoint.is_none() {
-        if !adds_pipeline {
+        if !adds_pipeline && relations.has("meta") {
             own::ensure_one_more(config, &sessions).await?;
         }
-        own::ensure_ours(config, &sessions, slot.as_ref(), adopts_slot).await?;
+        let recorded = relations.has("slots") && is_recorded(config, &sessions).await?;
+        own::ensure_ours(config, &sessions, slot.as_ref(), recorded, adopts_slot).await?;
     }
-    usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
     let (client, before) = (&sessions.source, checkpoint.as_ref());
-    publication::publication(config, client, slot.as_ref(), before, report).await?;
+    let wanted = Wanted::look(config, client).await?;
+    tables::state_schema(config, &sessions, relations.tables.len(), report).await?;
+    grants::grants(config, &sessions, report).await?;
+    usable(config, &sessions, slot.as_ref(), before).await?;
+    publication::publication(config, client, wanted, slot.as_ref(), before, report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
     first::first_rows(config, &sessions, begin, checkpoint, report).await?;
     tables::raise_version(config, sessions.state(), report).await
@@ -216,15 +226,25 @@ async fn usable(
     }
 }
 
-/// Refuses state that belongs to another database than the source.
-async fn same_source(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
+/// Whether walhook recorded that it makes the slot.
+async fn is_recorded(config: &Config, sessions: &Sessions) -> Result<bool> {
+    let (schema, slot) = (&config.state.schema, &config.source.slot);
+    Ok(slots::is_recorded(sessions.state(), schema, slot).await?)
+}
+
+/// Refuses state of a later version, and state that belongs to another database than the source.
+async fn fits(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
     let sql = format!(
-        "SELECT system_identifier::pg_catalog.text, timeline, host, database FROM {}.meta
+        "SELECT system_identifier::pg_catalog.text, timeline, host, database, schema_version FROM {}.meta
          WHERE pipeline {EQ} $1",
         quote_ident(&config.state.schema)
     );
     let row = sessions.state().query_opt(&sql, &[&config.source.slot]).await;
     let Some(row) = row.map_err(anyhow::Error::from)? else { return Ok(()) };
+    let found: i32 = row.try_get(4).map_err(anyhow::Error::from)?;
+    if found > SCHEMA_VERSION {
+        return Err(StateError::SchemaTooNew { found }.into());
+    }
     let text = |n: usize| row.try_get::<_, String>(n).map_err(anyhow::Error::from);
     let stored = SourceIdentity {
         system_identifier: text(0)?.parse().map_err(anyhow::Error::from)?,

@@ -70,6 +70,12 @@ impl Relations {
         Ok(Self::of(&seen))
     }
 
+    /// Whether this table is there, and walhook's.
+    #[must_use]
+    pub fn has(&self, table: &str) -> bool {
+        self.tables.contains(&table)
+    }
+
     fn of(seen: &[Seen]) -> Self {
         let found = |name: &str| seen.iter().find(|seen| seen.name == name);
         let mut all = tables();

@@ -7,19 +7,17 @@ use crate::control::{Databases, Failure, idle_pipelines};
 use walhook_core::halt::Halt;
 use walhook_postgres::anchor;
 use walhook_postgres::slot::Slot;
-use walhook_state::slots;
 
-/// Refuses a slot that is there before the first checkpoint and was not recorded as ours: `slot`, or one of
+/// Refuses a slot that is there before the first checkpoint and was not `recorded` as ours: `slot`, or one of
 /// the anchor's name. One that could be ours, and that nobody reads, is `adopted` where somebody says so.
 pub(super) async fn ensure_ours(
     config: &Config,
     sessions: &Sessions,
     slot: Option<&Slot>,
+    recorded: bool,
     adopted: bool,
 ) -> Result<(), Failure> {
     let name = &config.source.slot;
-    let recorded = slots::is_recorded(sessions.state(), &config.state.schema, name).await;
-    let recorded = recorded.map_err(anyhow::Error::from)?;
     let anchor = anchor::read(&sessions.source, name).await.map_err(anyhow::Error::from)?;
     let anchor_name = anchor::name(name);
     // An anchor is made of our slot, so it cannot be older.

@@ -23,29 +23,48 @@ use walhook_rules::settings::RuleOperation;
 /// Since version 18 a replica identity must not hold generated columns, unless they are published.
 const GENERATED_COLUMNS: i32 = 180_000;
 
+/// What is to be published, and what it takes.
+pub(super) struct Wanted {
+    tables: BTreeSet<TableName>,
+    children: Children,
+    partitioned: bool,
+    generated: bool,
+}
+
+impl Wanted {
+    /// Looks at the tables.
+    ///
+    /// # Errors
+    /// When one is not there, or publishing it is impossible, or would break the customer's own writes.
+    pub(super) async fn look(config: &Config, client: &Client) -> Result<Self, Failure> {
+        let tables = published(config).map_err(anyhow::Error::from)?;
+        let (mut partitioned, mut generated) = (false, false);
+        for table in &tables {
+            let table = publishable(client, table).await?;
+            partitioned |= table.kind == 'p';
+            generated |= table.identifies_by_generated;
+        }
+        generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
+        // The system's number only marks the look, which is not kept.
+        let looked = coverage::look(client, &config.source.publication, &tables, 0).await?;
+        let children = children(&looked.tables)?;
+        Ok(Self { tables, children, partitioned, generated })
+    }
+}
+
 /// Makes or completes it. One that a `slot` and a checkpoint are older than is made all the same: what the slot has
 /// from before can be read if nothing was written meanwhile, and if not, `run` says how to go on. Without a
 /// checkpoint nothing has been read yet.
 pub(super) async fn publication(
     config: &Config,
     client: &Client,
+    Wanted { tables: wanted, children, partitioned, generated }: Wanted,
     slot: Option<&Slot>,
     checkpoint: Option<&Checkpoint>,
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let name = &config.source.publication;
     let step = format!("publication {name}");
-    let wanted = published(config).map_err(anyhow::Error::from)?;
-    let (mut partitioned, mut generated) = (false, false);
-    for table in &wanted {
-        let table = publishable(client, table).await?;
-        partitioned |= table.kind == 'p';
-        generated |= table.identifies_by_generated;
-    }
-    generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
-    // The system's number only marks the look, which is not kept.
-    let looked = coverage::look(client, name, &wanted, 0).await?;
-    let children = children(&looked.tables)?;
     let mut list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if !children.left_out.is_empty() {
         list.push_str(&format!(" (left out: {})", children.left_out.join("; ")));

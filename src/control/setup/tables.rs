@@ -14,21 +14,14 @@ use walhook_postgres::op::EQ;
 use walhook_postgres::pg::Conninfo;
 use walhook_state::Relations;
 
-/// Creates what is missing of them.
+/// What is there of them.
 ///
 /// # Errors
-/// When something that walhook did not make stands there under a name that it needs.
-pub(super) async fn state_schema(
-    config: &Config,
-    sessions: &Sessions,
-    report: &mut Report<'_>,
-) -> Result<(), Failure> {
+/// When something that walhook did not make stands there under a name that it needs, or belongs to a stranger.
+pub(super) async fn look(config: &Config, sessions: &Sessions) -> Result<Relations, Failure> {
     let schema = &config.state.schema;
-    let all = walhook_state::tables().len();
     let found = Relations::find(sessions.state(), schema).await.map_err(anyhow::Error::from)?;
-    let before = found.tables.len();
-    let step = format!("state schema {schema}");
-    if before < all || sessions.grant_to.is_some() {
+    if found.tables.len() < walhook_state::tables().len() || sessions.grant_to.is_some() {
         let own = Conninfo::parse(config.state.url.as_ref().unwrap_or(&config.source.url));
         let own = own.map_err(anyhow::Error::from)?;
         owner::ensure_ours(sessions.state(), schema, own.user()).await?;
@@ -36,6 +29,19 @@ pub(super) async fn state_schema(
     if let Some((problem, fix)) = foreign(schema, &found) {
         return Err(anyhow::anyhow!("{problem}; {fix}").into());
     }
+    Ok(found)
+}
+
+/// Creates what is missing of them, where so many are there.
+pub(super) async fn state_schema(
+    config: &Config,
+    sessions: &Sessions,
+    before: usize,
+    report: &mut Report<'_>,
+) -> Result<(), Failure> {
+    let schema = &config.state.schema;
+    let all = walhook_state::tables().len();
+    let step = format!("state schema {schema}");
     // Not run when all is there: CREATE SCHEMA IF NOT EXISTS asks for the right to create one.
     if before == all {
         report.step(&step, Did::Exists, format!("{before} tables"));

@@ -4,6 +4,8 @@ use walhook_testkit::script::statements;
 
 const SOON: Duration = Duration::from_millis(1);
 
+const SCHEMAS: &str = "SELECT count(*)::text FROM pg_namespace WHERE nspname = 'walhook'";
+
 async fn steps(
     config: &Config,
     admin: Option<&Secret>,
@@ -36,6 +38,10 @@ async fn setup_creates_all_once_and_then_finds_it() {
 
     let second = steps(&config, None, SOON).await.unwrap();
     assert_eq!(did(&second), [Did::Exists; 4], "{second:?}");
+
+    fixture.run("UPDATE walhook.meta SET schema_version = 99").await;
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(error.contains("version 99") && error.contains("run a later walhook"), "{error}");
 }
 
 #[tokio::test]
@@ -182,6 +188,8 @@ async fn setup_says_what_serves_in_the_place_of_what_cannot_be_published() {
     }
     let error = steps(&config, None, SOON).await.unwrap_err().to_string();
     assert!(error.contains("if it was renamed or moved, correct the configuration"), "{error}");
+    // As in another database than was meant.
+    assert_eq!(fixture.text(SCHEMAS).await, "0");
     fixture.run("ALTER TABLE kept RENAME TO webhooks").await;
     steps(&config, None, SOON).await.unwrap();
 }
@@ -309,6 +317,7 @@ async fn setup_refuses_a_state_schema_that_a_stranger_made_before() {
         fixture.run(made).await;
         let refused = format!("{:?}", steps(&config, Some(&admin), SOON).await.unwrap_err());
         assert!(refused.contains("belongs to guest"), "{made}: {refused}");
+        assert!(!refused.contains("drop it"), "{made}: {refused}");
         fixture.run("DROP SCHEMA walhook CASCADE").await;
     }
     steps(&config, Some(&admin), SOON).await.unwrap();
@@ -381,6 +390,7 @@ async fn setup_refuses_a_slot_that_it_did_not_make_of_whatever_kind() {
         client.batch_execute(drop).await.unwrap();
     }
     assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+    assert_eq!(fixture.text(SCHEMAS).await, "0");
     steps(&config, None, SOON).await.unwrap();
 }
 

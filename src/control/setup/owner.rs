@@ -27,8 +27,8 @@ pub(super) async fn ensure_ours(client: &Client, schema: &str, ours: &str) -> Re
     ensure!(
         others.is_empty(),
         "the state schema {schema} is there, and it or something in it belongs to {them}, who could \
-         have statements run as whoever sets up; if you know them, set up as that role, or change the \
-         owner (ALTER SCHEMA, ALTER TABLE ... OWNER TO); else drop it, or name another state.schema"
+         have statements run as whoever sets up; name another state.schema; or, if you know them and it is \
+         for walhook alone, set up as that role, or change the owner (ALTER SCHEMA, ALTER TABLE ... OWNER TO)"
     );
     Ok(())
 }

@@ -106,6 +106,14 @@ async fn configuration_that_is_wrong_ends_every_command_with_2_and_names_the_pla
     let missing = walhook(&["run", "--config", "/nowhere/w.toml"]).await?;
     ensure!(code(&missing) == 2 && said(&missing).contains("/nowhere/w.toml"), "{missing:?}");
 
+    // What `run` would refuse, `validate` does too.
+    std::fs::write(&file, GOOD)?;
+    for args in [&["config", "validate"][..], &["run"]] {
+        let output = walhook(&[args, &["--config", &*path]].concat()).await?;
+        let said = said(&output);
+        ensure!(code(&output) == 2 && said.contains("no [[events]] rule"), "{args:?}: {said}");
+    }
+
     // Right, but there is nobody.
     std::fs::write(&file, format!("{GOOD}{RULE}"))?;
     let valid = walhook(&["config", "validate", "--config", &path, "--json"]).await?;

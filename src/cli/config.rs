@@ -54,7 +54,11 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         Action::Validate { role } => {
             let valid = match role {
                 Role::Worker => control::config::validate_worker(&common.load_worker()?),
-                Role::All | Role::Leader => control::config::validate(&common.load_all()?),
+                Role::All | Role::Leader => {
+                    let config = common.load_all()?;
+                    common.ensure_rules(&config)?;
+                    control::config::validate(&config)
+                }
             };
             if common.json {
                 return print_json(&valid);

@@ -182,6 +182,20 @@ impl Common {
         })
     }
 
+    /// Refuses a configuration by which nothing would be sent.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn ensure_rules(&self, config: &Config) -> Result<(), Failure> {
+        if config.events.is_empty() {
+            return Err(Failure::Usage(anyhow::anyhow!(
+                "{}: no [[events]] rule: nothing would be sent; add at least one",
+                self.path()?.display()
+            )));
+        }
+        Ok(())
+    }
+
     /// As [`Common::load`], for a worker.
     ///
     /// # Errors

@@ -62,12 +62,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     }
     let config = common.load()?;
     log::init(&config.log).map_err(Failure::Usage)?;
-    if config.events.is_empty() {
-        return Err(Failure::Usage(anyhow::anyhow!(
-            "{}: no [[events]] rule: nothing would be sent; add at least one",
-            common.path()?.display()
-        )));
-    }
+    common.ensure_rules(&config)?;
     let recording = args.record.as_deref().map(record).transpose()?;
     walhook_process::descriptors::raise();
     walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));

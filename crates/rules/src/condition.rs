@@ -36,6 +36,7 @@ pub use check::Misfit;
 pub use data::DataExpression;
 
 use super::row::Cell;
+use crate::settings::RuleOperation;
 use walhook_core::event::Operation;
 use walhook_core::types::Kind;
 
@@ -66,6 +67,9 @@ pub enum Side {
     New,
 }
 
+/// Both.
+pub const SIDES: [Side; 2] = [Side::Old, Side::New];
+
 impl Side {
     /// The name of the variable.
     #[must_use]
@@ -73,6 +77,19 @@ impl Side {
         match self {
             Self::Old => "old",
             Self::New => "new",
+        }
+    }
+
+    /// Whether a change of this operation does not have it.
+    #[must_use]
+    pub const fn is_missing_in(self, operation: RuleOperation) -> bool {
+        match (self, operation) {
+            (Self::Old, RuleOperation::Insert)
+            | (Self::New, RuleOperation::Delete)
+            | (_, RuleOperation::Truncate | RuleOperation::Message) => true,
+            (Self::New, RuleOperation::Insert)
+            | (Self::Old, RuleOperation::Delete)
+            | (_, RuleOperation::Update) => false,
         }
     }
 }

@@ -40,7 +40,7 @@ use walhook_decode::change::{Change, LogicalMessage};
 use walhook_decode::pgoutput::Relation;
 
 use bind::Demand;
-pub use compile::{EndpointTable, subject};
+pub use compile::{EndpointTable, missing_sides, subject};
 pub use doubt::{Label, doubts, labels, nullable, unlogged};
 pub use learn::Lacks;
 pub use name::{is_type, is_type_pattern, pattern_covers};

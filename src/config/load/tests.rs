@@ -285,6 +285,7 @@ fn errors_and_the_printed_configuration_hold_no_secret() {
 fn inconsistent_values_are_refused_at_the_key() {
     let rule =
         "[[events]]\ntype = \"a.b\"\ntable = \"public.t\"\non = [\"update\"]\naccount = \"a\"\n";
+    let deleted = rule.replace("update", "delete");
     let long_account = format!("account_value = \"{}\"", "x".repeat(513));
     for (more, expected) in [
         (
@@ -340,6 +341,18 @@ fn inconsistent_values_are_refused_at_the_key() {
         (
             &format!("{rule}columns = [\"a\"]\nrename = {{ c = \"d\" }}"),
             "w.toml:11:10: events[0].rename: c is not among",
+        ),
+        (
+            &format!("{rule}columns = [\"a\"]\nrename = {{ a = \"\" }}"),
+            "w.toml:11:10: events[0].rename: gives a an empty name",
+        ),
+        (
+            &format!("{deleted}columns = [\"a\"]\nwhen = \"old.a != new.a\""),
+            "w.toml:11:8: events[0].when: rule a.b: reads new, which delete does not have; write",
+        ),
+        (
+            &format!("{deleted}data = \"{{'a': new.a}}\""),
+            "w.toml:10:8: events[0].data: rule a.b: reads new, which delete does not have; write",
         ),
         (
             &format!("{rule}columns = [\"a\"]\n{rule}columns = [\"b\"]\nwhen = \"true\""),

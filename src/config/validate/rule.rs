@@ -6,7 +6,7 @@ use super::{Problem, problem, table};
 use walhook_core::event::check_id;
 use walhook_core::size::ByteSize;
 use walhook_rules::condition::{Condition, DataExpression};
-use walhook_rules::rule::{is_type, is_type_pattern};
+use walhook_rules::rule::{is_type, is_type_pattern, missing_sides};
 use walhook_rules::settings::{EventRule, RuleOperation};
 
 /// Less would leave no room for an event worth sending.
@@ -84,8 +84,14 @@ fn one_rule(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
     if rule.when.as_ref().is_some_and(|when| when.trim().is_empty()) {
         return problem(&key("when"), "is empty; leave it out to match every change");
     }
-    if let Some(Err(error)) = rule.when.as_deref().map(Condition::compile) {
-        return problem(&key("when"), format!("rule {}: {error}", rule.event_type));
+    if let Some(text) = &rule.when {
+        let of_rule = |why| problem(&key("when"), format!("rule {}: {why}", rule.event_type));
+        match Condition::compile(text) {
+            Err(error) => return of_rule(error.to_string()),
+            Ok(when) => missing_sides(rule, |side| !when.columns(side).is_empty())
+                .next()
+                .map_or(Ok(()), of_rule)?,
+        }
     }
     no_row(rule, key)?;
     data(rule, key)?;
@@ -103,7 +109,16 @@ fn data(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
         Ok(data) if data.reads_row() && rule.columns.is_empty() => {
             problem(&key("data"), "reads row, for which `columns` names no columns; add it")
         }
-        Ok(_) => Ok(()),
+        Ok(data) if data.reads_row() && rule.on.contains(&RuleOperation::Truncate) => {
+            let text = "reads row, which truncate does not have; write a rule for truncate alone";
+            problem(&key("data"), text)
+        }
+        Ok(data) => {
+            let of_rule = |why| problem(&key("data"), format!("rule {}: {why}", rule.event_type));
+            missing_sides(rule, |side| !data.columns(side).is_empty())
+                .next()
+                .map_or(Ok(()), of_rule)
+        }
     }
 }
 
@@ -202,6 +217,9 @@ fn columns(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
     let every = rule.columns.iter().any(|column| column == "*");
     if every && rule.columns.len() > 1 {
         return problem(&key("columns"), "holds * beside names; write one or the other");
+    }
+    if let Some((column, _)) = rule.rename.iter().find(|(_, name)| name.is_empty()) {
+        return problem(&key("rename"), format!("gives {column} an empty name"));
     }
     let mut names = HashSet::new();
     for column in &rule.columns {

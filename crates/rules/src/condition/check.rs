@@ -7,7 +7,7 @@ use cel::common::ast::{CallExpr, Expr, LiteralValue, operators};
 
 use super::hint;
 use super::pattern::MATCHES;
-use super::{ConditionError, Side};
+use super::{ConditionError, SIDES, Side};
 use walhook_core::types::Kind;
 
 /// Functions that an expression may call, beside operators.
@@ -422,7 +422,7 @@ pub(super) fn column_of(expression: &Expr) -> Result<Option<(Side, &str)>, Condi
 
 fn side_of(node: &IdedExpr) -> Option<Side> {
     let Expr::Ident(name) = &node.expr else { return None };
-    [Side::Old, Side::New].into_iter().find(|side| side.as_str() == name)
+    SIDES.into_iter().find(|side| side.as_str() == name)
 }
 
 /// Whether the expression can yield a boolean at all.

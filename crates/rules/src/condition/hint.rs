@@ -1,6 +1,6 @@
 //! What a person probably meant who wrote an expression that cannot be used: SQL, mostly.
 
-use super::Side;
+use super::{SIDES, Side};
 
 /// Characters that are shown on either side of a place.
 const AROUND: usize = 24;
@@ -131,7 +131,7 @@ pub(super) fn of_name(name: &str) -> String {
         "tg_op" | "op" => "operation".to_owned(),
         row @ ("old" | "new") => row.to_owned(),
         _ => {
-            let [old, new] = [Side::Old, Side::New].map(Side::as_str);
+            let [old, new] = SIDES.map(Side::as_str);
             return format!(
                 "for a column write {new}.{name} or {old}.{name}, for a text '{name}' in quotes"
             );

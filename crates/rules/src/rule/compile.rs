@@ -12,7 +12,7 @@ use super::{
     Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
     pair,
 };
-use crate::condition::{Condition, DataExpression, Misfit, Side};
+use crate::condition::{Condition, DataExpression, Misfit, SIDES, Side};
 use crate::settings::{EventRule, RuleOperation};
 use walhook_core::catalog::{Catalog, Generated, Table, TableName};
 use walhook_core::event::{AccountId, check_id};
@@ -75,6 +75,23 @@ pub(super) fn compile(
 #[must_use]
 pub fn subject(index: usize, rule: &EventRule) -> String {
     format!("rule {} ({})", index + 1, rule.event_type)
+}
+
+/// Where an expression of the rule `reads` a row which an operation of the rule does not have: what is wrong, and the
+/// fix.
+pub fn missing_sides(
+    rule: &EventRule,
+    reads: impl Fn(Side) -> bool,
+) -> impl Iterator<Item = String> {
+    let all = rule.on.iter().flat_map(|operation| SIDES.map(|side| (*operation, side)));
+    let missing =
+        all.filter(move |(operation, side)| side.is_missing_in(*operation) && reads(*side));
+    missing.map(|(operation, side)| {
+        format!(
+            "reads {}, which {operation} does not have; write a rule of the same type for {operation} alone",
+            side.as_str()
+        )
+    })
 }
 
 struct Check<'a> {
@@ -317,19 +334,8 @@ impl Check<'_> {
 
     /// Refuses an expression that reads a row which an operation of the rule does not have.
     fn sides(&mut self, key: &str, rule: &EventRule, reads: impl Fn(Side) -> bool) {
-        for (side, operation) in [
-            (Side::Old, RuleOperation::Insert),
-            (Side::New, RuleOperation::Delete),
-            (Side::Old, RuleOperation::Truncate),
-            (Side::New, RuleOperation::Truncate),
-        ] {
-            if rule.on.contains(&operation) && reads(side) {
-                self.fail(format!(
-                    "{key} reads {side}, which {operation} does not have; write a rule of the same \
-                     type for {operation} alone",
-                    side = side.as_str(),
-                ));
-            }
+        for why in missing_sides(rule, reads) {
+            self.fail(format!("{key} {why}"));
         }
     }
 
@@ -339,7 +345,7 @@ impl Check<'_> {
         columns: impl Fn(Side) -> &'c [String],
         table: &Table,
     ) {
-        for column in [Side::Old, Side::New].into_iter().flat_map(columns) {
+        for column in SIDES.into_iter().flat_map(columns) {
             self.published_column(key, column, table);
         }
     }

@@ -12,10 +12,14 @@ use walhook_core::event::rfc3339;
 use walhook_postgres::lookup::{self, Listed, Lookups, Which};
 use walhook_postgres::sql::Connection;
 use walhook_process::clock::unix_us;
-use walhook_state::Standing;
+use walhook_state::{Standing, StateStore};
 
 /// Characters of an endpoint's event types that are shown.
 const LONGEST_NAMED: usize = 64;
+
+/// Endpoints in trouble that are read at once where those of one account are wanted: each time the state tables are read
+/// for all of them.
+const LOOKED_THROUGH: i64 = 1000;
 
 /// What is to be listed.
 #[derive(Debug, Clone, Default)]
@@ -81,16 +85,50 @@ pub(crate) async fn list(config: &Config, asked: &Query) -> Result<EndpointPage,
     let source = lookup::connect(config.lookups(), "walhook endpoints").await;
     let source = source.context("source.url")?;
     let limit = usize::try_from(asked.limit).unwrap_or(usize::MAX);
+    let is_of_account = |line: &EndpointView| {
+        asked.account.as_deref().is_none_or(|account| line.account_id.as_deref() == Some(account))
+    };
+    // Whose an endpoint in trouble is only its row says: then it is looked for among many.
+    let least = if asked.trouble && asked.account.is_some() { LOOKED_THROUGH } else { 0 };
     // One more than asked for tells whether there are more.
+    let page = asked.limit.max(least).saturating_add(1);
+    let (mut shown, mut after) = (Vec::new(), asked.after.clone());
+    loop {
+        let lines = lines(config, &source, &state, asked, &after, page).await?;
+        let is_last = i64::try_from(lines.len()).is_ok_and(|read| read < page);
+        for (id, (row, standing)) in lines {
+            after.clone_from(&id);
+            shown.push(view(config, id, row, standing));
+        }
+        shown.retain(is_of_account);
+        if is_last || shown.len() > limit {
+            break;
+        }
+    }
+    let is_cut = shown.len() > limit;
+    shown.truncate(limit);
+    let next_after = shown.last().map(|line| line.id.clone()).filter(|_| is_cut);
+    Ok(EndpointPage { endpoints: shown, next_after })
+}
+
+/// So many at most behind `after`, with the row and what is known of each, by their ids' bytes.
+async fn lines(
+    config: &Config,
+    source: &Connection,
+    state: &StateStore,
+    asked: &Query,
+    after: &str,
+    page: i64,
+) -> Result<BTreeMap<String, (Option<Listed>, Option<Standing>)>, Failure> {
     let (rows, standings) = if asked.trouble {
-        let standings = state.standings(None, &asked.after, asked.limit + 1).await?;
+        let standings = state.standings(None, after, page).await?;
         let ids: Vec<String> = standings.iter().map(|s| s.endpoint.clone()).collect();
-        (rows(config, &source, Some(&ids), None, "", asked.limit + 1).await?, standings)
+        (rows(config, source, Some(&ids), None, "", page).await?, standings)
     } else {
         let account = asked.account.as_deref();
-        let rows = rows(config, &source, None, account, &asked.after, asked.limit + 1).await?;
+        let rows = rows(config, source, None, account, after, page).await?;
         let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
-        (rows, state.standings(Some(&ids), "", asked.limit + 1).await?)
+        (rows, state.standings(Some(&ids), "", page).await?)
     };
     let mut lines: BTreeMap<String, (Option<Listed>, Option<Standing>)> =
         rows.into_iter().map(|row| (row.id.clone(), (Some(row), None))).collect();
@@ -98,14 +136,7 @@ pub(crate) async fn list(config: &Config, asked: &Query) -> Result<EndpointPage,
         let id = standing.endpoint.clone();
         lines.entry(id).or_default().1 = Some(standing);
     }
-    let more = lines.len() > limit;
-    let of_account = |line: &EndpointView| {
-        asked.account.as_deref().is_none_or(|account| line.account_id.as_deref() == Some(account))
-    };
-    let shown: Vec<EndpointView> =
-        lines.into_iter().take(limit).map(|(id, (row, s))| view(config, id, row, s)).collect();
-    let next_after = shown.last().map(|line| line.id.clone()).filter(|_| more);
-    Ok(EndpointPage { endpoints: shown.into_iter().filter(of_account).collect(), next_after })
+    Ok(lines)
 }
 
 async fn rows(
@@ -202,6 +233,38 @@ pub(super) fn host(url: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::fixture::Fixture;
+    use crate::control::setup;
+
+    #[tokio::test]
+    async fn endpoints_in_trouble_of_an_account_are_found_behind_any_number_of_others() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        setup::quietly(&config).await.unwrap();
+        // 1100 to 2199 are of one account, but for two of the last.
+        let of_two = "CASE WHEN n < 2198 THEN 1 ELSE 2 END";
+        fixture
+            .run(&format!(
+                "INSERT INTO webhooks OVERRIDING SYSTEM VALUE
+                     SELECT n, {of_two}, 'http://h/', '{{*}}', '' FROM generate_series(1100, 2199) n;
+                 INSERT INTO walhook.endpoint_state (pipeline, endpoint, reason, disabled_at, kind)
+                     SELECT 'walhook', n, '', now(), 'paused' FROM generate_series(1100, 2199) n"
+            ))
+            .await;
+        let listed = async |account: Option<&str>, after: &str| {
+            let account = account.map(str::to_owned);
+            let asked = Query { account, trouble: true, limit: 1, after: after.to_owned() };
+            let page = list(&config, &asked).await.unwrap();
+            let ids: Vec<String> = page.endpoints.into_iter().map(|line| line.id).collect();
+            (ids.join(" "), page.next_after)
+        };
+        let cut = |id: &str| (id.to_owned(), Some(id.to_owned()));
+        assert_eq!(listed(Some("2"), "").await, cut("2198"));
+        assert_eq!(listed(Some("2"), "2198").await, ("2199".to_owned(), None));
+        assert_eq!(listed(Some("1"), "1105").await, cut("1106"));
+        assert_eq!(listed(Some("3"), "").await, (String::new(), None));
+        assert_eq!(listed(None, "").await, cut("1100"));
+    }
 
     #[test]
     fn reason_says_what_holds_an_endpoint_back_and_when_it_is_tried_again() {

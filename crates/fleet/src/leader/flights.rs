@@ -34,7 +34,8 @@ impl Fleet {
                 earlier: false,
             },
         );
-        self.slots_changed |= had_room != session.has_bytes() || session.holds_only(self.now);
+        self.slots_changed |=
+            had_room != session.has_bytes() || session.holds_only(false, self.now);
         self.placed.insert(delivery, Where::Session(to, key));
         self.ready.insert(to);
     }
@@ -73,7 +74,7 @@ impl Fleet {
         let had_room = found.has_bytes();
         let flight = found.give_back(key)?;
         self.slots_changed |=
-            had_room != found.has_bytes() || found.holds_only(self.now) || flight.earlier;
+            had_room != found.has_bytes() || found.holds_only(false, self.now) || flight.earlier;
         Some(flight)
     }
 

@@ -1,20 +1,26 @@
 //! Whether a worker is worth the work that it gets: what it could not send and others could, whether what becomes of
 //! its requests is heard, and how long bus and worker take beside the requests themselves.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::Slots;
+use walhook_core::event::AccountId;
 use walhook_core::tick::{Tick, micros};
 
-/// Second opinions on a worker's failures count for so long.
+/// What became of a worker's requests counts for so long.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// Of them, the last so many.
+/// Of that, the last so many.
 const REMEMBERED_MAX: usize = 256;
 
-/// So many of a worker's failures that were its own, and at least half of them, put it into quarantine.
+/// So many failures that were a worker's own put it into quarantine, where they are at least half of what became of its
+/// requests.
 const MARKS: usize = 5;
+
+/// And where they are of so many accounts, or it reached nobody at all: what one customer's endpoints do to it does not
+/// keep it from all others.
+const ACCOUNTS: usize = 3;
 
 /// The first quarantine. Each that follows one within its own length takes twice as long, up to [`QUARANTINE_MAX`].
 const QUARANTINE: Duration = Duration::from_secs(30);
@@ -58,11 +64,22 @@ impl Quarantine {
     }
 }
 
+/// What a request says of its worker.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It could not be sent there, and could elsewhere. It was of this account.
+    Own(AccountId),
+    /// It could be sent nowhere.
+    Shared,
+    /// It reached its endpoint.
+    Reached,
+}
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// When a second opinion on a failure came, and whether it was the worker's own.
-    judged: VecDeque<(Tick, bool)>,
+    /// When that became known of its last requests.
+    judged: VecDeque<(Tick, Verdict)>,
     /// The last one. It may be over.
     quarantine: Option<Quarantine>,
     /// The average of what it takes beside requests.
@@ -72,9 +89,15 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Whether it has one attempt at a time at most.
+    /// Whether it failed by itself, or is mute, not long ago.
     pub(super) fn is_quarantined(&self, now: Tick) -> bool {
         self.is_mute() || self.quarantine.is_some_and(|quarantine| now < quarantine.until)
+    }
+
+    /// Whether it is given one attempt at a time at most: a quarantine keeps it from work while another serves, and one
+    /// that is mute in any case.
+    pub(super) fn is_kept(&self, all_serve: bool, now: Tick) -> bool {
+        self.is_mute() || !all_serve && self.is_quarantined(now)
     }
 
     /// Whether that one is to show that it is heard again, so that it is given it although others could have it.
@@ -107,25 +130,41 @@ impl Health {
         self.quarantine.take_if(|it| *it == quarantine).is_some()
     }
 
-    /// Takes a second opinion on one of its failures. Yes: the worker is put into quarantine with this.
-    pub(super) fn judge(&mut self, own: bool, now: Tick) -> bool {
+    /// Takes what one of its requests says of it. Yes: the worker is put into quarantine with this.
+    pub(super) fn judge(&mut self, verdict: Verdict, now: Tick) -> bool {
         // It has one attempt at a time, and is let out when its time is over: what comes then counts.
         if self.is_quarantined(now) {
             return false;
         }
-        self.judged.push_back((now, own));
+        let is_mark = matches!(verdict, Verdict::Own(_));
+        self.judged.push_back((now, verdict));
         while self.judged.len() > REMEMBERED_MAX
             || self.judged.front().is_some_and(|(at, _)| now >= *at + REMEMBERED)
         {
             self.judged.pop_front();
         }
-        let marks = self.judged.iter().filter(|(_, own)| *own).count();
-        if marks < MARKS || marks * 2 < self.judged.len() {
+        if !is_mark || !self.fails_by_itself() {
             return false;
         }
         self.put_into_quarantine(false, now);
         self.judged.clear();
         true
+    }
+
+    fn fails_by_itself(&self) -> bool {
+        let (mut marks, mut reached, mut accounts) = (0, false, BTreeSet::new());
+        for (_, verdict) in &self.judged {
+            match verdict {
+                Verdict::Own(account) => {
+                    marks += 1;
+                    accounts.insert(account);
+                }
+                Verdict::Shared => {}
+                Verdict::Reached => reached = true,
+            }
+        }
+        let enough = marks >= MARKS && marks * 2 >= self.judged.len();
+        enough && (accounts.len() >= ACCOUNTS || !reached)
     }
 
     /// What becomes of its requests is not heard.

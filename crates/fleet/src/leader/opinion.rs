@@ -1,18 +1,22 @@
 //! The second opinion: what failed before a request was sent is tried by another worker before it counts, since the
 //! worker's own network may be what failed. The dispatcher sees one attempt.
 
+use super::health::Verdict;
 use super::pick::{Choice, bytes_of};
 use super::session::Flight;
 use super::timeouts::Who;
 use super::{Ending, Fleet, FleetEffect, Where};
 use crate::frame::SessionId;
 use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::event::AccountId;
 
 /// What a second opinion is on.
 #[derive(Debug)]
 pub(super) struct First {
     /// Who could not send it.
     pub(super) session: SessionId,
+    /// Whose it is.
+    pub(super) account: AccountId,
     /// What it said.
     pub(super) outcome: Outcome,
 }
@@ -78,12 +82,15 @@ impl Fleet {
             let not = self.sessions.get(&session).map(|found| Who::of(session, found));
             match not.and_then(|not| self.pick(&attempt, bytes, Some(not))) {
                 Some(Choice::Worker(other)) => {
-                    self.give(other, attempt, bytes, Some(Box::new(First { session, outcome })));
+                    let account = attempt.endpoint.account.clone();
+                    let first = Box::new(First { session, account, outcome });
+                    self.give(other, attempt, bytes, Some(first));
                     return;
                 }
                 Some(Choice::Leader) => {
-                    self.placed
-                        .insert(delivery, Where::Local(Box::new(First { session, outcome })));
+                    let account = attempt.endpoint.account.clone();
+                    let first = Box::new(First { session, account, outcome });
+                    self.placed.insert(delivery, Where::Local(first));
                     self.left.push_back(FleetEffect::CarryLocally(attempt));
                     return;
                 }
@@ -96,22 +103,24 @@ impl Fleet {
     /// Whose fault the first failure was, by the second opinion.
     pub(super) fn judge(&mut self, first: &First, second: &Outcome) {
         if reached(second) {
-            self.mark(first.session, true);
+            self.mark(first.session, Verdict::Own(first.account.clone()));
         } else if is_before_request(second) {
-            self.mark(first.session, false);
+            self.mark(first.session, Verdict::Shared);
         } else {
             self.counters.undecided += 1;
         }
     }
 
-    /// What could not be sent by a worker another could, or could not either.
-    pub(super) fn mark(&mut self, id: SessionId, contradicted: bool) {
+    /// What a request says of the worker that had it.
+    pub(super) fn mark(&mut self, id: SessionId, verdict: Verdict) {
         let now = self.now;
-        let counters = &mut self.counters;
-        let count = if contradicted { &mut counters.contradicted } else { &mut counters.confirmed };
-        *count += 1;
+        match verdict {
+            Verdict::Own(_) => self.counters.contradicted += 1,
+            Verdict::Shared => self.counters.confirmed += 1,
+            Verdict::Reached => {}
+        }
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.health.judge(contradicted, now) {
+        if session.health.judge(verdict, now) {
             self.counters.quarantines += 1;
             self.due = self.due.min(session.due(now, &self.settings));
             self.remember_quarantine(id);

@@ -122,6 +122,7 @@ impl Fleet {
         let host = host_hash(self.settings.seed, &attempt.endpoint.url);
         let mut best: Option<(Rank, Choice)> = None;
         let mut last_resort = None;
+        let all_serve = self.all_serve();
         let sessions = if self.connected { Some(self.sessions.iter_mut()) } else { None };
         for (id, session) in sessions.into_iter().flatten() {
             let is_not = not.is_some_and(|not| not.is(*id, session));
@@ -129,7 +130,7 @@ impl Fleet {
                 continue;
             }
             session.age(now);
-            if session.health.is_quarantined(now) {
+            if session.health.is_kept(all_serve, now) {
                 if !session.flights.is_empty() {
                     continue;
                 }

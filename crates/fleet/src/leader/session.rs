@@ -268,8 +268,13 @@ impl Session {
     }
 
     /// Whether it counts by what it has, since it is given no more.
-    pub(super) fn holds_only(&self, now: Tick) -> bool {
-        !self.is_open() || !self.has_bytes() || self.health.is_quarantined(now)
+    pub(super) fn holds_only(&self, all_serve: bool, now: Tick) -> bool {
+        !self.is_open() || !self.has_bytes() || self.health.is_kept(all_serve, now)
+    }
+
+    /// Whether it is given work as any other: it is not in quarantine.
+    pub(super) fn is_well(&self, now: Tick) -> bool {
+        self.is_open() && self.has_slots() && !self.health.is_quarantined(now)
     }
 
     pub(super) fn state(&self, now: Tick) -> WorkerState {

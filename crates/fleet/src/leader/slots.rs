@@ -12,24 +12,28 @@ impl Slots {
 }
 
 impl Fleet {
+    /// Whether those in quarantine are given work as any other: nobody else is there to send, and where all fail it is
+    /// hardly each of them by itself.
+    pub(super) fn all_serve(&self) -> bool {
+        self.settings.local == Local::Never
+            && !self.sessions.values().any(|session| session.is_well(self.now))
+    }
+
     /// The slots of the workers that are given work, and the leader's own where it sends; what others hold is on top
     /// of that, so that it is in nobody's way.
     pub(super) fn sum_of_slots(&mut self) -> Slots {
-        let (now, connected) = (self.now, self.connected);
+        let (now, connected, all_serve) = (self.now, self.connected, self.all_serve());
         let mut sum = Slots::default();
         let (mut serves, mut last_resort) = (false, 0);
         for session in self.sessions.values_mut() {
             session.age(now);
-            if session.is_open() && session.health.is_quarantined(now) && session.flights.is_empty()
-            {
+            let is_kept = session.health.is_kept(all_serve, now);
+            if session.is_open() && is_kept && session.flights.is_empty() {
                 last_resort += 1;
             }
-            if !connected || session.holds_only(now) {
+            if !connected || session.holds_only(all_serve, now) {
                 sum = sum.plus(session.held());
-                serves |= connected
-                    && session.is_open()
-                    && session.has_slots()
-                    && !session.health.is_quarantined(now);
+                serves |= connected && session.is_open() && session.has_slots() && !is_kept;
             } else {
                 serves |= session.has_slots();
                 sum = sum.plus(session.health.share_of(session.slots, now));

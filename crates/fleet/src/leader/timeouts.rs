@@ -9,12 +9,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::health::Verdict;
 use super::opinion::reached;
 use super::pick::{Choice, spread};
 use super::session::Session;
 use super::{Ending, Fleet, FleetEffect, Placement, Where};
 use crate::frame::{SessionId, WorkerId};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
+use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
 
 /// An endpoint whose requests timed out at a worker is kept from it for so long.
@@ -44,6 +46,7 @@ impl Who {
 #[derive(Debug)]
 struct TimedOut {
     at: Who,
+    account: AccountId,
     /// When the request was placed, and when it had timed out.
     placed: Tick,
     ended: Tick,
@@ -132,7 +135,7 @@ impl Fleet {
 
     /// What came of an attempt that the leader carried since it had timed out elsewhere.
     pub(super) fn ended_instead(&mut self, delivery: DeliveryId, key: u64, outcome: Outcome) {
-        self.note_answer(None, key, self.now, &outcome);
+        self.note_answer(None, key, &outcome);
         self.end(delivery, Ending::Outcome(outcome), None);
     }
 
@@ -148,15 +151,23 @@ impl Fleet {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if reached(outcome) {
             session.answered_at = Some(now);
+            session.health.judge(Verdict::Reached, now);
         }
-        let by = Who::of(id, session);
-        if timed_out(outcome) || !self.time_outs.last.is_empty() {
-            self.note_answer(Some(by), self.endpoint_key(attempt), placed, outcome);
+        let at = Who::of(id, session);
+        if !timed_out(outcome) && self.time_outs.last.is_empty() {
+            return;
+        }
+        let key = self.endpoint_key(attempt);
+        self.note_answer(Some(at), key, outcome);
+        if timed_out(outcome) {
+            let account = attempt.endpoint.account.clone();
+            let timed_out = TimedOut { at, account, placed, ended: now, judged: false };
+            self.time_outs.note(key, timed_out);
         }
     }
 
-    /// The same, by a worker or the leader (`None`).
-    fn note_answer(&mut self, by: Option<Who>, key: u64, placed: Tick, outcome: &Outcome) {
+    /// What it says of the last time-out of that endpoint's, by a worker or the leader (`None`).
+    fn note_answer(&mut self, by: Option<Who>, key: u64, outcome: &Outcome) {
         let (timed_out, reached) = (timed_out(outcome), reached(outcome));
         if !timed_out && !reached {
             return;
@@ -172,32 +183,28 @@ impl Fleet {
             Some(last) if !same(last.at) && !last.judged => {
                 last.judged = true;
                 let (at, since) = (last.at, last.placed);
-                self.judge_time_out(at, since, reached);
+                let own = reached.then(|| last.account.clone());
+                self.judge_time_out(at, since, own);
             }
             Some(_) | None => {}
         }
-        match by {
-            Some(at) if timed_out => {
-                let ended = self.now;
-                self.time_outs.note(key, TimedOut { at, placed, ended, judged: false });
-            }
+        if by.is_none() && timed_out {
             // The leader had no answer either: nobody is to be kept from it.
-            None if timed_out => _ = self.time_outs.last.remove(&key),
-            Some(_) | None => {}
+            self.time_outs.last.remove(&key);
         }
     }
 
-    /// Another was answered where this one's request had timed out, or was not either.
-    fn judge_time_out(&mut self, who: Who, since: Tick, answered: bool) {
+    /// Another was answered where this one's request of an account had timed out (`own`), or was not either.
+    fn judge_time_out(&mut self, who: Who, since: Tick, own: Option<AccountId>) {
         let mut of = self.sessions.iter().filter(|(id, session)| who.is(**id, session));
         let Some((id, session)) = of.next_back() else { return };
         let id = *id;
         // Whom it was about may be in another session now, which knows of no earlier answers.
         let answers = session.answered_at.is_some_and(|at| at >= since);
-        if answered && answers {
-            self.counters.undecided += 1;
-        } else {
-            self.mark(id, answered);
+        match own {
+            Some(_) if answers => self.counters.undecided += 1,
+            Some(account) => self.mark(id, Verdict::Own(account)),
+            None => self.mark(id, Verdict::Shared),
         }
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn session(n: u128) -> SessionId {
     SessionId(n + 1)
 }
 
+/// Each host is an account's.
 pub(super) fn attempt(id: u64, host: &str, bytes: usize) -> Attempt {
     attempt_of(Position::FIRST, id, host, bytes)
 }
@@ -43,7 +44,7 @@ pub(super) fn attempt(id: u64, host: &str, bytes: usize) -> Attempt {
 pub(super) fn attempt_of(position: Position, id: u64, host: &str, bytes: usize) -> Attempt {
     let endpoint = Endpoint {
         id: EndpointId::new("e"),
-        account: AccountId::new("a"),
+        account: AccountId::new(host),
         url: format!("https://{host}/hook"),
         event_types: vec![],
         secrets: vec![],
@@ -57,7 +58,7 @@ pub(super) fn attempt_of(position: Position, id: u64, host: &str, bytes: usize) 
         id: EventId::derive(1, &position, "t", 0),
         position,
         event_type: "t".into(),
-        account: AccountId::new("a"),
+        account: AccountId::new(host),
         operation: Operation::Insert,
         commit_time_us: 0,
         keys: RowKeys::new(),

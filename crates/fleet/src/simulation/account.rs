@@ -59,6 +59,8 @@ pub(super) struct Account {
     pub(super) adopted: u64,
     /// Deliveries that were sent more than once.
     pub(super) repeated: u64,
+    /// Some worker was mute for a while.
+    pub(super) mute: bool,
     /// Of each pipeline's last leader.
     pub(super) counters: Vec<FleetCounters>,
 }

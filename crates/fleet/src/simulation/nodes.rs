@@ -126,6 +126,7 @@ impl World {
 
     /// For so long a worker is mute that becomes so now.
     pub(super) fn mute_until(&mut self) -> u64 {
+        self.account.mute = true;
         (self.now + self.rng.random_range(SECOND..15 * SECOND)).min(BUSY)
     }
 

@@ -263,7 +263,9 @@ impl World {
             let leading = self.leading(of).and_then(|at| self.leaders[at].as_ref());
             let Some(leader) = leading else { panic!("nobody leads") };
             self.account.check_all_back(of, leader.epoch, self.now);
-            self.account.counters.push(leader.fleet.counters());
+            let counters = leader.fleet.counters();
+            assert!(self.account.mute || counters.overdue == 0, "what is said again is heard");
+            self.account.counters.push(counters);
             let gauges = leader.fleet.gauges();
             assert_eq!((gauges.in_flight, gauges.silent, gauges.draining), (0, 0, 0), "{gauges:?}");
             let workers = gauges.serving + gauges.quarantined + gauges.mute;

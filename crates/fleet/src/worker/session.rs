@@ -31,8 +31,8 @@ enum Phase {
     Orphan,
 }
 
-/// Invariant: `unheard` holds the outcomes from number `first` on, of which those before `sent` have been published at
-/// least once since `sent_at_us`.
+/// Invariant: `unheard` holds the outcomes from number `first` on, of which those before `sent` have been published, the
+/// first of them at `sent_at_us` or before one that was acknowledged then.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: SessionId,
@@ -239,11 +239,15 @@ impl Session {
     pub(super) fn hear_grant(&mut self, seq: u64, grant: &Grant, now_us: u64) -> Took {
         let took = self.take_number(seq);
         // What it acknowledges it does in any order.
+        let first = self.first;
         while self.first < grant.outcomes_upto
             && self.first < self.sent
             && self.unheard.pop_front().is_some()
         {
             self.first += 1;
+        }
+        if self.first > first {
+            self.sent_at_us = now_us;
         }
         if self.phase == Phase::Orphan {
             return took;
@@ -392,7 +396,8 @@ impl Session {
             return;
         }
         let all = self.all_outcomes();
-        if self.sent == all && self.first < all && now_us >= self.again_at_us() {
+        // Whether others follow or not: those behind one that was lost are not acknowledged either.
+        if self.first < self.sent && now_us >= self.again_at_us() {
             self.sent = self.first;
         }
         while self.sent < all {
@@ -413,7 +418,9 @@ impl Session {
                 .collect();
             let first = self.sent;
             self.sent += u64::try_from(outcomes.len()).unwrap_or(0);
-            self.sent_at_us = now_us;
+            if first == self.first {
+                self.sent_at_us = now_us;
+            }
             into.push_back(self.publish(Body::Outcomes(Outcomes { first, outcomes })));
         }
     }

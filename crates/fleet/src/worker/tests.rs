@@ -245,6 +245,38 @@ fn outcome_is_said_again_until_it_is_acknowledged() {
 }
 
 #[test]
+fn outcome_that_was_lost_is_said_again_although_others_follow() {
+    let mut rig = Rig::new();
+    rig.attempts(0..20);
+    rig.effects();
+    let mut again_at = None;
+    for key in 0..20 {
+        rig.serving.handle(rig.now, ServeInput::Ended { key: rig.key(key), outcome: outcome() });
+        // What came of the first is lost each time, so that nothing is acknowledged.
+        let said = outcomes(&rig.effects());
+        if key > 0 && said.iter().any(|(first, _)| *first == 0) {
+            again_at.get_or_insert(key);
+        }
+        rig.now += 250 * MS;
+        rig.grant(rig.now, 0, false);
+    }
+    assert!(again_at.is_some_and(|round| round <= 4), "half a lease: {again_at:?}");
+    // Of one that is heard nothing is said twice.
+    let mut rig = Rig::new();
+    rig.attempts(0..20);
+    rig.effects();
+    let mut said = Vec::new();
+    for key in 0..20 {
+        rig.serving.handle(rig.now, ServeInput::Ended { key: rig.key(key), outcome: outcome() });
+        said.extend(outcomes(&rig.effects()).into_iter().map(|(first, each)| (first, each.len())));
+        rig.now += 250 * MS;
+        // It is behind by one.
+        rig.grant(rig.now, key, false);
+    }
+    assert_eq!(said, (0..20).map(|first| (first, 1)).collect::<Vec<_>>());
+}
+
+#[test]
 fn higher_epoch_ends_everything_of_the_lower_and_a_lower_one_is_not_heard() {
     let mut rig = Rig::new();
     rig.attempts(0..1);

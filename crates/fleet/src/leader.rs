@@ -29,8 +29,8 @@ mod timeouts;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::LEAD_EVERY;
 use crate::frame::{Body, Frame, Lead, OLDEST, SessionId, WorkerId};
-use crate::{LEAD_EVERY, LOST_AFTER_LEASE};
 use adopt::Adoption;
 use opinion::First;
 use quarantines::Quarantines;
@@ -60,6 +60,9 @@ const WORKERS_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// old as that, and a database that has crashed has forgotten it.
 const WORKERS_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// One that is not called for so long was stopped: it is called each [`LEAD_EVERY`].
+const PAUSE: std::time::Duration = LEAD_EVERY.saturating_mul(2);
+
 /// An attempt for which nobody has room comes back after so long: the dispatcher, which counts slots and not bytes,
 /// would otherwise hand it over again at once, and again.
 const NOBODY_FOR: std::time::Duration = std::time::Duration::from_millis(50);
@@ -84,6 +87,8 @@ enum Where {
 pub struct Fleet {
     settings: FleetSettings,
     now: Tick,
+    /// Since when it has been called without a pause: what came in a pause is heard after it.
+    awake_since: Tick,
     connected: bool,
     was_connected: bool,
     max_payload: usize,
@@ -124,6 +129,7 @@ impl Fleet {
         Self {
             adoption: Adoption::new(before, now),
             now,
+            awake_since: now,
             connected: false,
             was_connected: false,
             max_payload: 0,
@@ -154,6 +160,9 @@ impl Fleet {
 
     fn enter(&mut self, now: Tick) {
         assert!(now >= self.now, "time goes back: from {:?} to {now:?}", self.now);
+        if now >= self.now + PAUSE {
+            self.awake_since = now;
+        }
         self.now = now;
     }
 

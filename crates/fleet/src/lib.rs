@@ -21,7 +21,8 @@
 //!    up to where it took them, begins nothing of it after, and answers for each attempt that it had taken.
 //! 3. *Nothing is begun after it was declared lost.* A worker begins a request only until its own clock shows the
 //!    stamp of the last `Hello` that was granted, and a lease. The leader declares a session lost a lease and
-//!    [`LOST_AFTER_LEASE`] after it last granted one. The stamp is older than the grant, so the right to begin ends
+//!    [`LOST_AFTER_LEASE`] after it last granted one, or a lease after it went on where it was stopped itself, whichever is
+//!    later. The stamp is older than the grant, so the right to begin ends
 //!    first, however long the grant was under way, as long as both clocks go at one rate within that second.
 //!    That a worker is heard does not show that its outcomes are: where one has not come when its request's time-out
 //!    and some time have passed, the leader grants that session nothing more, and loses it so.

@@ -29,7 +29,7 @@ use rand::{RngExt, SeedableRng};
 use crate::frame::{ATTEMPTS_BYTES, ByeReason, Hello, PipelineId, Refusal, SessionId, WorkerId};
 use crate::{HELLOS_PER_LEASE, LOST_AFTER_LEASE};
 pub use door::{AttemptKey, ServeEffect, ServeInput, ServeSettings, ServeState, To};
-use kept::Kept;
+use kept::{KEPT_FOR, Kept};
 use session::{Session, Took};
 use walhook_core::attempt::Outcome;
 use walhook_core::id::Epoch;
@@ -152,7 +152,7 @@ impl Serving {
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         let sessions = self.current.iter().chain(self.closing.values());
-        let sessions = sessions.map(|session| session.due(self.connected)).min();
+        let sessions = sessions.map(|session| session.due(self.connected, self.draining)).min();
         let refused = self.refused.map(|(_, until)| until).filter(|_| !self.draining);
         [sessions, refused].into_iter().flatten().min()
     }
@@ -349,7 +349,7 @@ impl Serving {
         let gone: Vec<_> = self
             .closing
             .values()
-            .filter(|session| session.is_done(now_us))
+            .filter(|session| session.is_done(now_us, self.draining))
             .map(|session| session.id)
             .collect();
         for id in gone {
@@ -417,9 +417,10 @@ fn part_us(lease: Duration, parts: u32) -> u64 {
     micros(lease / parts)
 }
 
-/// After so long without a grant nobody counts on a session any more.
-fn lost_after_us(lease: Duration) -> u64 {
-    micros(lease + LOST_AFTER_LEASE + Duration::from_secs(1))
+/// A session that has ended is told of for so long without an answer: a leader that was stopped knows it when it goes on.
+/// One that does not says so. A worker that leaves does not stay for one that may be gone.
+fn told_for_us(lease: Duration, leaves: bool) -> u64 {
+    micros(if leaves { lease + LOST_AFTER_LEASE + Duration::from_secs(1) } else { KEPT_FOR })
 }
 
 /// How often a worker says how it is.

@@ -57,7 +57,7 @@ impl Fleet {
             self.workers_changed = true;
             self.slots_changed = true;
         }
-        self.due = self.due.min(session.due(now, &self.settings));
+        self.due = self.due.min(session.due(now, self.awake_since, &self.settings));
         self.ready.insert(id);
         self.note_former(id, hello);
         if self.workers_told.is_some_and(|told| now >= told + WORKERS_AGAIN) {

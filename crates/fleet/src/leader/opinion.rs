@@ -122,7 +122,7 @@ impl Fleet {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.health.judge(verdict, now) {
             self.counters.quarantines += 1;
-            self.due = self.due.min(session.due(now, &self.settings));
+            self.due = self.due.min(session.due(now, self.awake_since, &self.settings));
             self.remember_quarantine(id);
             self.tell(id);
         }
@@ -133,7 +133,7 @@ impl Fleet {
         if let Some(session) = self.sessions.get_mut(&id)
             && session.health.note_overhead(overhead, now)
         {
-            self.due = self.due.min(session.due(now, &self.settings));
+            self.due = self.due.min(session.due(now, self.awake_since, &self.settings));
             self.slots_changed = true;
         }
     }

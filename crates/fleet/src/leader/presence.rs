@@ -2,10 +2,7 @@
 //! has run out.
 
 use super::session::{self, Phase};
-use super::{
-    Ending, Fleet, FleetEffect, GONE_MAX, LOST_AFTER_LEASE, SESSIONS_MAX, WorkerChanged,
-    WorkerState,
-};
+use super::{Ending, Fleet, FleetEffect, GONE_MAX, SESSIONS_MAX, WorkerChanged, WorkerState};
 use crate::frame::SessionId;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::tick::Tick;
@@ -34,15 +31,15 @@ impl Fleet {
 
     /// Sessions that have become silent or lost, and quarantines that are over.
     pub(super) fn look_at_the_time(&mut self) {
-        let (now, lease) = (self.now, self.settings.lease);
+        let (now, awake_since, lease) = (self.now, self.awake_since, self.settings.lease);
         let (mut lost, mut silent, mut quiet) = (Vec::new(), Vec::new(), Vec::new());
         let mut overdue = Vec::new();
         for (id, session) in &mut self.sessions {
-            if now >= session.granted_at + lease + LOST_AFTER_LEASE {
+            if now >= session.lost_at(awake_since, &self.settings) {
                 lost.push(*id);
                 continue;
             }
-            if session.is_overdue(now, &self.settings) {
+            if session.is_overdue(now, awake_since, &self.settings) {
                 overdue.push(*id);
             }
             if now >= session.heard_at + lease / 2 && !session.silent {
@@ -62,7 +59,7 @@ impl Fleet {
         self.due = self
             .sessions
             .values()
-            .map(|session| session.due(now, &self.settings))
+            .map(|session| session.due(now, self.awake_since, &self.settings))
             .min()
             .unwrap_or(Tick(u64::MAX));
     }
@@ -114,7 +111,7 @@ impl Fleet {
         session.heard_at = now;
         // What was on its way when the bus went says nothing of what is under way now.
         if connected && std::mem::take(&mut session.quiet) {
-            self.due = self.due.min(session.due(now, &self.settings));
+            self.due = self.due.min(session.due(now, self.awake_since, &self.settings));
             let deliveries = session.sent();
             self.say_doubt(deliveries, false);
         }

@@ -199,16 +199,24 @@ impl Session {
         }
     }
 
+    /// When it is lost, unless it is granted more. What it said while the leader was stopped is heard first, and then
+    /// it has a lease's time to say again what went nowhere: nothing that may still come is sent anew.
+    pub(super) fn lost_at(&self, awake_since: Tick, settings: &FleetSettings) -> Tick {
+        let at = self.granted_at + settings.lease + LOST_AFTER_LEASE;
+        at.max(awake_since + settings.lease)
+    }
+
     /// When an attempt that it has is overdue: what came of it should have been heard. A worker begins what it takes
     /// at once, for it is given no more than it has slots; what it says until a lease and [`LOST_AFTER_LEASE`] have
     /// passed it says at least twice.
-    fn overdue_at(&self, settings: &FleetSettings) -> Option<Tick> {
+    fn overdue_at(&self, awake_since: Tick, settings: &FleetSettings) -> Option<Tick> {
         // Its own in their order, those of an earlier leader in any.
         let own = self.flights.first_key_value().and_then(|(_, flight)| flight.taken);
         let earlier = (self.taken_up > 0).then(|| self.flights.range(EARLIER_KEYS..));
         let earlier = earlier.into_iter().flatten().filter_map(|(_, flight)| flight.taken);
         let first = own.into_iter().chain(earlier).min()?;
-        Some(first + settings.timeout + settings.lease + LOST_AFTER_LEASE)
+        let at = first + settings.timeout + settings.lease + LOST_AFTER_LEASE;
+        Some(at.max(awake_since + settings.lease))
     }
 
     /// An attempt of it is overdue.
@@ -218,8 +226,13 @@ impl Session {
         self.health.note_mute(now);
     }
 
-    pub(super) fn is_overdue(&self, now: Tick, settings: &FleetSettings) -> bool {
-        !self.overdue && self.overdue_at(settings).is_some_and(|at| now >= at)
+    pub(super) fn is_overdue(
+        &self,
+        now: Tick,
+        awake_since: Tick,
+        settings: &FleetSettings,
+    ) -> bool {
+        !self.overdue && self.overdue_at(awake_since, settings).is_some_and(|at| now >= at)
     }
 
     /// Whether it takes requests at all: one that ends has no slots, and only tells what it knows.
@@ -290,10 +303,11 @@ impl Session {
     }
 
     /// When something about it changes by time alone.
-    pub(super) fn due(&self, now: Tick, settings: &FleetSettings) -> Tick {
+    pub(super) fn due(&self, now: Tick, awake_since: Tick, settings: &FleetSettings) -> Tick {
         let lease = settings.lease;
-        let lost = self.granted_at + lease + LOST_AFTER_LEASE;
-        let overdue = self.overdue_at(settings).filter(|_| !self.overdue).unwrap_or(lost);
+        let lost = self.lost_at(awake_since, settings);
+        let overdue = self.overdue_at(awake_since, settings);
+        let overdue = overdue.filter(|_| !self.overdue).unwrap_or(lost);
         let silent = if self.silent { lost } else { self.heard_at + lease / 2 };
         let quiet = if self.quiet { silent } else { self.heard_at + quiet_after(lease) };
         let healthy = self.health.due(now).unwrap_or(lost);

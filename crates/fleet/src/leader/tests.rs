@@ -53,8 +53,7 @@ fn slots_of_a_silent_worker_are_what_it_holds_until_it_is_lost() {
         Slots { fast: OWN.fast, slow: OWN.slow + 2 },
         "the leader sends beside what is held, which has become slow"
     );
-    rig.now = Tick(0) + LEASE + LOST_AFTER_LEASE;
-    let effects = rig.effects();
+    let effects = rig.silence(LEASE / 2 + LOST_AFTER_LEASE);
     let lost = endings(&effects);
     assert_eq!(lost.len(), 2);
     assert!(lost.iter().all(|(_, ending)| matches!(ending, Ending::Lost { .. })), "{lost:?}");
@@ -66,6 +65,30 @@ fn slots_of_a_silent_worker_are_what_it_holds_until_it_is_lost() {
         _ => None,
     });
     assert_eq!(refused, Some(Body::Refused(Refused { why: Refusal::Lost })));
+}
+
+#[test]
+fn leader_that_was_stopped_hears_before_it_gives_up() {
+    for heard in [true, false] {
+        let mut rig = Rig::new(Local::Fallback, 1);
+        let (delivery, worker, key) = rig.place("a.example");
+        rig.now = rig.now + Duration::from_secs(4);
+        let effects = rig.effects();
+        assert!(endings(&effects).is_empty(), "{effects:?}");
+        if heard {
+            let effects = rig.outcome(worker, key, Some(delivered()));
+            assert_eq!(endings(&effects), [(delivery, &Ending::Outcome(delivered()))]);
+            continue;
+        }
+        let until = rig.now + LEASE;
+        while rig.now < until {
+            assert!(rig.fleet.deadline() > rig.now, "it does not spin");
+            rig.now = rig.fleet.deadline().min(until);
+            let effects = rig.effects();
+            let lost = matches!(endings(&effects)[..], [(_, Ending::Lost { .. })]);
+            assert_eq!(lost, rig.now == until, "{:?}: {effects:?}", rig.now);
+        }
+    }
 }
 
 #[test]

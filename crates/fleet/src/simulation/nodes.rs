@@ -98,14 +98,14 @@ impl World {
             seed,
         };
         let mute = match self.mode {
-            Mode::Drains | Mode::Leaders | Mode::Swallows => false,
+            Mode::Drains | Mode::Leaders | Mode::Swallows | Mode::Pauses => false,
             Mode::Mute | Mode::All => self.rng.random_range(0..6) == 0,
         };
         let mute_until = if mute { self.mute_until() } else { 0 };
         let swallows = match self.mode {
             Mode::Swallows => at == 0,
             Mode::All => self.rng.random_range(0..8) == 0,
-            Mode::Drains | Mode::Leaders | Mode::Mute => false,
+            Mode::Drains | Mode::Leaders | Mode::Mute | Mode::Pauses => false,
         };
         self.workers[at] = Some(Worker {
             swallows_until: if swallows { BUSY } else { 0 },

@@ -162,6 +162,7 @@ impl World {
             Mode::Leaders => 7,
             Mode::Mute => 8,
             Mode::Swallows => 9,
+            Mode::Pauses => 4,
             Mode::All => self.rng.random_range(0..9),
         };
         match fault {

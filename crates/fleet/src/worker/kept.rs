@@ -17,7 +17,7 @@ use walhook_core::tick::micros;
 const KEPT_MAX: usize = 4_096;
 
 /// And for so long: a leader that goes on without storing stops long before, for the one above.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+pub(super) const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// A delivery that its endpoint took.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{AttemptKey, ServeEffect, To, hello_every_us, lost_after_us, part_us};
+use super::{AttemptKey, ServeEffect, To, hello_every_us, part_us, told_for_us};
 use crate::frame::{
     Body, Bye, ByeReason, EARLIER_KEYS, Earlier, Frame, Grant, Hello, HelloState, OLDEST,
     OUTCOMES_MAX, Outcomes, PipelineId, Request, SessionId, WireOutcome,
@@ -190,12 +190,12 @@ impl Session {
         self.until_us.is_none() && now_us >= self.began_us.saturating_add(micros(self.lease))
     }
 
-    pub(super) fn is_done(&self, now_us: u64) -> bool {
+    pub(super) fn is_done(&self, now_us: u64, leaves: bool) -> bool {
         let heard = match self.phase {
             Phase::Serving => false,
             Phase::Closing(_) => {
                 self.closed && self.unheard.is_empty() && self.earlier.is_empty()
-                    || now_us >= self.heard_us + lost_after_us(self.lease)
+                    || now_us >= self.heard_us + told_for_us(self.lease, leaves)
             }
             Phase::Orphan => true,
         };
@@ -431,11 +431,11 @@ impl Session {
     }
 
     /// When something of it changes by time alone.
-    pub(super) fn due(&self, connected: bool) -> u64 {
+    pub(super) fn due(&self, connected: bool, leaves: bool) -> u64 {
         let mut due = match self.phase {
             Phase::Serving => self.until_us.unwrap_or(self.began_us + micros(self.lease)),
             Phase::Closing(_) if self.running.is_empty() => {
-                self.heard_us + lost_after_us(self.lease)
+                self.heard_us + told_for_us(self.lease, leaves)
             }
             Phase::Closing(_) | Phase::Orphan => u64::MAX,
         };

@@ -124,7 +124,7 @@ fn what_ran_at_a_worker_that_is_lost_comes_back_as_lost() {
     rig.passes(100 * MS);
     assert_eq!(rig.asks(1, "a.example"), Placement::Taken);
     rig.effects();
-    let effects = rig.passes(LEASE + LOST_AFTER_LEASE);
+    let effects = rig.silence(LEASE + LOST_AFTER_LEASE);
     assert!(matches!(endings(&effects)[..], [(DeliveryId(1), Ending::Lost { .. })]), "{effects:?}");
     // Of the other nobody can say anything any more.
     assert_eq!(rig.asks(2, "b.example"), Placement::Local);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+pub(super) use crate::LOST_AFTER_LEASE;
 use crate::frame::{Digest, Hello, HelloState, Outcomes, PipelineId, SPOKEN, WireOutcome};
 use walhook_core::attempt::{Delivery, FailureKind, Meaning, Outcome};
 use walhook_core::endpoint::Endpoint;
@@ -204,6 +205,16 @@ impl Rig {
     pub(super) fn slots(&mut self) -> Slots {
         self.effects();
         self.fleet.gauges().slots
+    }
+
+    /// Time passes, and nothing is heard.
+    pub(super) fn silence(&mut self, time: Duration) -> Vec<FleetEffect> {
+        let (end, mut effects) = (self.now + time, Vec::new());
+        while self.now < end {
+            self.now = (self.now + LEASE / 4).min(end);
+            effects.extend(self.effects());
+        }
+        effects
     }
 
     /// Time passes, and the workers go on saying that they are there.

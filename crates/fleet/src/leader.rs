@@ -20,6 +20,7 @@ mod opinion;
 mod pick;
 mod presence;
 mod quarantines;
+mod room;
 mod session;
 mod slots;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use crate::frame::{Body, Frame, Lead, OLDEST, SessionId, WorkerId};
 use adopt::Adoption;
 use opinion::First;
 use quarantines::Quarantines;
+use room::Waiting;
 use session::Session;
 use timeouts::TimeOuts;
 use walhook_core::attempt::{Attempt, DeliveryId};
@@ -112,6 +114,7 @@ pub struct Fleet {
     lost: BTreeMap<WorkerId, u64>,
     left: VecDeque<FleetEffect>,
     lead_at: Tick,
+    waiting: Waiting,
     /// No session becomes silent, lost or free of quarantine before this.
     due: Tick,
     slots_changed: bool,
@@ -148,6 +151,7 @@ impl Fleet {
             lost: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,
+            waiting: Waiting::default(),
             due: Tick(u64::MAX),
             slots_changed: true,
             slots: None,
@@ -197,6 +201,7 @@ impl Fleet {
             None if self.settings.local == Local::Never => {
                 self.counters.taken += 1;
                 let delivery = attempt.first().id;
+                self.reserve(delivery, bytes);
                 self.placed.insert(delivery, Where::Nobody);
                 self.nobody.push_back((now + NOBODY_FOR, delivery));
                 Placement::Taken

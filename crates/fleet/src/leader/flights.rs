@@ -14,12 +14,13 @@ impl Fleet {
         bytes: u64,
         first: Option<Box<First>>,
     ) {
-        let Some(session) = self.sessions.get_mut(&to) else {
-            unreachable!("a session that was just picked is there");
-        };
         let key = self.next_key;
         self.next_key += 1;
         let delivery = attempt.first().id;
+        self.unreserve(delivery);
+        let Some(session) = self.sessions.get_mut(&to) else {
+            unreachable!("a session that was just picked is there");
+        };
         let had_room = session.has_bytes();
         session.take(
             key,
@@ -79,6 +80,7 @@ impl Fleet {
     }
 
     pub(super) fn abort(&mut self, delivery: DeliveryId) {
+        self.unreserve(delivery);
         let (session, key) = match self.placed.get(&delivery) {
             Some(Where::Session(session, key)) => (*session, *key),
             Some(Where::Nobody | Where::Held) => return self.end(delivery, Ending::Unsent, None),

@@ -118,7 +118,7 @@ impl Fleet {
         bytes: u64,
         not: Option<Who>,
     ) -> Option<Choice> {
-        let (now, local) = (self.now, self.settings.local);
+        let (now, local, delivery) = (self.now, self.settings.local, attempt.first().id);
         let host = host_hash(self.settings.seed, &attempt.endpoint.url);
         let mut best: Option<(Rank, Choice)> = None;
         let mut last_resort = None;
@@ -126,10 +126,10 @@ impl Fleet {
         let sessions = if self.connected { Some(self.sessions.iter_mut()) } else { None };
         for (id, session) in sessions.into_iter().flatten() {
             let is_not = not.is_some_and(|not| not.is(*id, session));
-            if !session.is_open() || is_not || !session.fits(bytes) {
+            session.age(now);
+            if !session.is_open() || is_not || !session.fits(delivery, bytes) {
                 continue;
             }
-            session.age(now);
             if session.health.is_kept(all_serve, now) {
                 if !session.flights.is_empty() {
                     continue;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::health::Health;
 use super::opinion::First;
+use super::room::Reserved;
 use super::{Fleet, FleetEffect, FleetSettings, Packed, Slots, WorkerChanged, WorkerState};
 use crate::frame::{
     ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, EARLIER_KEYS, Frame, Grant,
@@ -60,7 +61,7 @@ pub(super) struct Session {
     pub(super) host: String,
     pub(super) build: String,
     pub(super) slots: Slots,
-    budget: u64,
+    pub(super) budget: u64,
     version: u8,
     pub(super) phase: Phase,
     pub(super) began: Tick,
@@ -88,7 +89,8 @@ pub(super) struct Session {
     /// The younger ones by when they were placed, those among them that have ended included.
     young: VecDeque<(Tick, u64)>,
     old: u32,
-    bytes: u64,
+    pub(super) bytes: u64,
+    pub(super) reserved: Option<Reserved>,
     pub(super) aborts: VecDeque<u64>,
     outcomes_upto: u64,
     granted_upto: u64,
@@ -142,6 +144,7 @@ impl Session {
             young: VecDeque::new(),
             old: 0,
             bytes: 0,
+            reserved: None,
             aborts: VecDeque::new(),
             outcomes_upto: 0,
             granted_upto: 0,
@@ -266,15 +269,6 @@ impl Session {
         Slots { fast: self.in_flight() - self.old, slow: self.old }
     }
 
-    pub(super) fn has_bytes(&self) -> bool {
-        self.bytes < self.budget
-    }
-
-    /// Whether so many bytes fit; one request always does.
-    pub(super) fn fits(&self, bytes: u64) -> bool {
-        self.flights.is_empty() || self.bytes.saturating_add(bytes) <= self.budget
-    }
-
     /// Whether work is given to it at all. What is published to one that has not confirmed anything may reach nobody.
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Serving && self.confirmed && !self.silent && !self.quiet
@@ -311,7 +305,8 @@ impl Session {
         let silent = if self.silent { lost } else { self.heard_at + lease / 2 };
         let quiet = if self.quiet { silent } else { self.heard_at + quiet_after(lease) };
         let healthy = self.health.due(now).unwrap_or(lost);
-        lost.min(overdue).min(silent).min(quiet).min(healthy)
+        let room = self.room_due(now).unwrap_or(lost);
+        lost.min(overdue).min(silent).min(quiet).min(healthy).min(room)
     }
 
     pub(super) fn take(&mut self, key: u64, flight: Flight) {
@@ -343,6 +338,7 @@ impl Session {
 
     /// Counts those as slow that have become so.
     pub(super) fn age(&mut self, now: Tick) {
+        self.open_room(now);
         while let Some((placed, key)) = self.young.front().copied() {
             if now < placed + SLOW_AFTER && self.flights.contains_key(&key) {
                 return;

@@ -3,6 +3,7 @@ mod mute;
 mod pipelines;
 mod quarantines;
 mod rig;
+mod room;
 mod timeouts;
 
 use std::collections::BTreeSet;

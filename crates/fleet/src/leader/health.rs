@@ -28,8 +28,15 @@ const QUARANTINE: Duration = Duration::from_secs(30);
 /// The longest.
 const QUARANTINE_MAX: Duration = Duration::from_secs(600);
 
-/// A worker that takes longer beside its requests is a slow one.
+/// A worker that takes longer beside its requests is a slow one: longer than the way there and back, which is the least
+/// that was seen of late.
 const SLOW: Duration = Duration::from_millis(100);
+
+/// No way is longer.
+const FAR: Duration = Duration::from_millis(500);
+
+/// The least is that of so long, and of as long before.
+const LEAST_OF: Duration = Duration::from_secs(30);
 
 /// Of the average so much is the last one's.
 const WEIGHT: u32 = 16;
@@ -84,6 +91,8 @@ pub(super) struct Health {
     quarantine: Option<Quarantine>,
     /// The average of what it takes beside requests.
     overhead: Option<Duration>,
+    /// The least of that, since when, and the least before.
+    least: Option<(Tick, Duration, Duration)>,
     /// The share of its slots when it was last halved, and when that was.
     halved: Option<(u64, Tick)>,
 }
@@ -196,11 +205,23 @@ impl Health {
             .overhead
             .map_or(overhead, |average| (average * (WEIGHT - 1)).saturating_add(overhead) / WEIGHT);
         self.overhead = Some(average);
-        if average <= SLOW || self.halved.is_some_and(|(_, at)| now < at + HALVED_EVERY) {
+        let way = self.note_least(overhead, now).min(FAR);
+        if average <= SLOW + way || self.halved.is_some_and(|(_, at)| now < at + HALVED_EVERY) {
             return false;
         }
         self.halved = Some(((self.share(now) / 2).max(LEAST), now));
         true
+    }
+
+    /// The least of late, this one included.
+    fn note_least(&mut self, overhead: Duration, now: Tick) -> Duration {
+        let (since, least, before) = match self.least {
+            None => (now, overhead, overhead),
+            Some((since, least, _)) if now >= since + LEAST_OF => (now, overhead, least),
+            Some((since, least, before)) => (since, least.min(overhead), before),
+        };
+        self.least = Some((since, least, before));
+        least.min(before)
     }
 
     /// The share of its slots, in thousandths.
@@ -225,5 +246,54 @@ impl Health {
         let out = self.quarantine.map(|quarantine| quarantine.until).filter(|until| now < *until);
         let regained = (self.share(now) < WHOLE).then(|| now + Duration::from_secs(1));
         [out, regained].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// One that has a request each 10 ms, and takes so many milliseconds beside each.
+    struct Worker {
+        health: Health,
+        now: Tick,
+    }
+
+    impl Worker {
+        fn new() -> Self {
+            Self { health: Health::default(), now: Tick(0) }
+        }
+
+        /// Whether its share is less than the whole after so many requests.
+        fn is_slow_after(&mut self, requests: u32, takes_ms: impl Fn(u32) -> u32) -> bool {
+            for n in 0..requests {
+                self.now = self.now + 10 * MS;
+                self.health.note_overhead(takes_ms(n) * MS, self.now);
+            }
+            self.health.share(self.now) < WHOLE
+        }
+    }
+
+    #[test]
+    fn worker_that_is_far_away_is_not_slow_until_it_takes_longer_than_the_way() {
+        let mut far = Worker::new();
+        for _ in 0..10 {
+            assert!(!far.is_slow_after(100, |n| 150 + n % 30));
+        }
+        assert!(far.is_slow_after(32, |_| 400));
+        far.is_slow_after(200, |_| 160);
+        assert!(!far.is_slow_after(1_000, |_| 160), "it has all again");
+    }
+
+    #[test]
+    fn worker_is_slow_by_how_much_longer_it_takes_than_of_late() {
+        for (takes, is_slow) in [(110, false), (200, true)] {
+            let mut near = Worker::new();
+            assert!(!near.is_slow_after(6_000, |_| 20));
+            assert_eq!(near.is_slow_after(100, |_| takes), is_slow, "{takes}");
+        }
+        assert!(Worker::new().is_slow_after(100, |_| 2_000), "nothing is so far away");
     }
 }

@@ -65,8 +65,9 @@ impl Fleet {
         let Flight { attempt, bytes, placed, first, earlier, .. } = flight;
         let round_trip = self.now.since(placed);
         let overhead = round_trip.saturating_sub(outcome.elapsed);
-        // Of one that was under way before, what its way there took is not known.
-        let overhead = (!earlier).then_some(overhead);
+        // Of one that was under way before, what its way there took is not known; nor where the leader itself was stopped.
+        let is_known = !earlier && placed >= self.awake_since;
+        let overhead = is_known.then_some(overhead);
         if let Some(overhead) = overhead {
             self.note_overhead(session, overhead);
         }

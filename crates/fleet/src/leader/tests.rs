@@ -265,9 +265,18 @@ fn only_worker_is_asked_second_by_the_leader_where_that_may_send() {
 #[test]
 fn worker_that_takes_long_beside_its_requests_has_fewer_slots_and_regains_them() {
     let mut rig = Rig::new(Local::Never, 1);
-    let (_, worker, key) = rig.place("a.example");
-    rig.now = rig.now + Duration::from_millis(400);
-    rig.outcome(worker, key, Some(delivered()));
+    let takes = |rig: &mut Rig, ms: u64| {
+        let (_, worker, key) = rig.place("a.example");
+        rig.now = rig.now + Duration::from_millis(ms);
+        rig.outcome(worker, key, Some(delivered()));
+        rig.hello(0, HelloState::Serving, 1_000);
+    };
+    takes(&mut rig, 2);
+    // The leader itself was stopped meanwhile.
+    takes(&mut rig, 4_000);
+    rig.wait(LEASE, 1);
+    assert_eq!(rig.slots(), Slots { fast: 8, slow: 16 });
+    (0..4).for_each(|_| takes(&mut rig, 600));
     assert_eq!(rig.slots(), Slots { fast: 4, slow: 8 });
     rig.wait(Duration::from_secs(6), 1);
     assert_eq!(rig.slots(), Slots { fast: 8, slow: 16 });

@@ -177,7 +177,8 @@ pub(super) async fn dispatch(
             Ok(()) = driver.sought.changed() => driver.seek(),
             ended = driver.attempts.next() => {
                 driver.take_outcomes(ended);
-                // Under a flood of outcomes the stream must still have its turn.
+                // Under a flood of outcomes workers and the stream must still have their turns.
+                driver.take_waiting_from_workers();
                 if driver.dispatcher.wants_input() && let Ok(batch) = channels.input.try_recv() {
                     driver.take(batch);
                 }

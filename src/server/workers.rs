@@ -5,6 +5,7 @@
 //! ```
 
 mod apart;
+mod arrivals;
 pub(super) mod lead;
 mod looks;
 mod pack;

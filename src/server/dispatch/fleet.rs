@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use super::Driver;
 use crate::server::workers::lead::{Came, LeaderWorkers};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
@@ -88,6 +90,13 @@ impl Driver {
     fn next_of_fleet(&mut self, now: Tick) -> Option<Back> {
         let here = self.under_way.len();
         self.tools.workers.as_mut().and_then(|workers| workers.poll(now, here))
+    }
+
+    /// What has come of the workers by now: a lease is over soon where nobody is heard.
+    pub(super) fn take_waiting_from_workers(&mut self) {
+        if let Some(came) = come(&mut self.tools.workers).now_or_never() {
+            self.take_from_workers(came);
+        }
     }
 
     pub(super) fn take_from_workers(&mut self, came: Came) {

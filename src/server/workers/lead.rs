@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::arrivals::Arrivals;
+pub(in crate::server) use super::arrivals::Came;
 use super::looks::Looks;
 use super::pack::{Order, Packers, Report};
 use super::troubles::Troubles;
@@ -25,7 +27,7 @@ use crate::server::leadership::LeaderBefore;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
 use crate::server::stop::Stop;
-use walhook_bus::{BusEvent, Received, Subscription, Watch};
+use walhook_bus::{BusEvent, Received};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::id::Epoch;
 use walhook_core::tick::Tick;
@@ -42,13 +44,6 @@ use walhook_state::WorkerRow;
 
 /// Frames and reports taken at once before anything else has its turn.
 const AT_ONCE: usize = 256;
-
-/// What has come from the bus, or from a packer.
-pub(in crate::server) enum Came {
-    Bus(BusEvent),
-    Heard(Received),
-    Report(Report),
-}
 
 /// What a leader leads its workers with.
 pub(in crate::server) struct Leads<'a> {
@@ -68,9 +63,7 @@ pub(in crate::server) struct LeaderWorkers {
     fleet: Fleet,
     epoch: Epoch,
     link: Link,
-    watch: Watch,
-    hellos: Subscription,
-    inbox: Subscription,
+    arrivals: Arrivals,
     packers: Packers,
     /// What the leader carries after a worker could not.
     second: BTreeSet<DeliveryId>,
@@ -127,14 +120,13 @@ impl LeaderWorkers {
         let watch = link.bus.watch();
         let hellos = subscribe(link, &link.subjects.hello()).await?;
         let inbox = subscribe(link, &link.subjects.inbox(epoch)).await?;
+        let (packers, reports) = Packers::start(transport, link, (epoch, pipeline));
         Ok(Some(Self {
             fleet: Fleet::new(settings, now),
             epoch,
             link: link.clone(),
-            watch,
-            hellos,
-            inbox,
-            packers: Packers::start(transport, link, (epoch, pipeline)),
+            arrivals: Arrivals { watch, reports, hellos, inbox },
+            packers,
             second: BTreeSet::new(),
             local: 0,
             rows,
@@ -192,31 +184,15 @@ impl LeaderWorkers {
 
     /// Waits until something comes. Loses none when it is dropped.
     pub(in crate::server) async fn next(&mut self) -> Came {
-        let came = tokio::select! {
-            biased;
-            event = self.watch.next() => event.map(Came::Bus),
-            Some(report) = self.packers.reports.recv() => Some(Came::Report(report)),
-            received = self.inbox.next() => received.map(Came::Heard),
-            received = self.hellos.next() => received.map(Came::Heard),
-        };
-        match came {
-            Some(came) => came,
-            // The bus is gone only with its last handle, of which we hold one.
-            None => std::future::pending().await,
-        }
+        self.arrivals.next().await
     }
 
     /// Takes what came, and what has come meanwhile.
     pub(in crate::server) fn take(&mut self, now: Tick, first: Came) {
         self.take_one(now, first);
         for _ in 0..AT_ONCE {
-            if let Ok(report) = self.packers.reports.try_recv() {
-                self.take_one(now, Came::Report(report));
-            } else if let Some(received) = self.inbox.try_next() {
-                self.take_one(now, Came::Heard(received));
-            } else {
-                return;
-            }
+            let Some(came) = self.arrivals.try_next() else { return };
+            self.take_one(now, came);
         }
     }
 

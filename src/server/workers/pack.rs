@@ -57,16 +57,19 @@ pub(in crate::server) enum Report {
     Ended(DeliveryId, Box<Outcome>),
 }
 
-/// The packers, and what they tell.
+/// The packers.
 pub(super) struct Packers {
     orders: Vec<mpsc::Sender<Order>>,
-    pub(super) reports: mpsc::Receiver<Report>,
     _tasks: JoinSet<()>,
 }
 
 impl Packers {
-    /// They end when this is dropped.
-    pub(super) fn start(transport: &Arc<Transport>, link: &Link, of: (Epoch, PipelineId)) -> Self {
+    /// They, and what they tell. They end when this is dropped.
+    pub(super) fn start(
+        transport: &Arc<Transport>,
+        link: &Link,
+        of: (Epoch, PipelineId),
+    ) -> (Self, mpsc::Receiver<Report>) {
         let (tell, reports) = mpsc::channel(ORDERS);
         let mut tasks = JoinSet::new();
         let orders = (0..PACKERS).map(|_| {
@@ -82,7 +85,7 @@ impl Packers {
             order
         });
         let orders = orders.collect();
-        Self { orders, reports, _tasks: tasks }
+        (Self { orders, _tasks: tasks }, reports)
     }
 
     /// Has it published after all that the session was ordered before. Whether there was room: the fleet's window

@@ -336,3 +336,44 @@ fn digest_of_egress_is_of_what_it_means() {
     digests.dedup();
     assert_eq!(digests.len(), 6);
 }
+
+#[tokio::test]
+async fn leader_hears_who_is_there_before_all_else_that_workers_say() -> Result<()> {
+    let nats = Nats::start("").await?;
+    let (leader, worker) = (Leader::start(&nats).await?, link(&nats).await?);
+    let mut last = leader.link.bus.subscribe("last").await?;
+    assert!(leader.link.bus.flush(PATIENCE).await && worker.bus.flush(PATIENCE).await);
+    let (_tell, reports) = tokio::sync::mpsc::channel(1);
+    let watch = leader.link.bus.watch();
+    let Leader { hellos, inbox, epoch, link: Link { subjects, .. }, .. } = leader;
+    let mut arrivals = arrivals::Arrivals { watch, reports, hellos, inbox };
+    for _ in 0..2 {
+        // As many outcomes as are taken at once, and then a word of another worker.
+        for _ in 0..256 {
+            let session = SessionId(1);
+            worker.bus.publish(&subjects.leader(epoch, session), None, "outcome".into())?;
+        }
+        worker.bus.publish(&subjects.hello(), None, "hello".into())?;
+        worker.bus.publish("last", None, "".into())?;
+        timeout(PATIENCE, last.next()).await?.context("the bus is gone")?;
+        let came = async {
+            loop {
+                if let arrivals::Came::Heard(Received::Frame { payload, .. }) =
+                    arrivals.next().await
+                {
+                    return payload;
+                }
+            }
+        };
+        assert_eq!(timeout(PATIENCE, came).await?, "hello");
+        worker.bus.publish(&subjects.hello(), None, "hello".into())?;
+        worker.bus.publish("last", None, "".into())?;
+        timeout(PATIENCE, last.next()).await?.context("the bus is gone")?;
+        let Some(arrivals::Came::Heard(Received::Frame { payload, .. })) = arrivals.try_next()
+        else {
+            bail!("nothing has come")
+        };
+        assert_eq!(payload, "hello");
+    }
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! The head of an HTTP/1 answer, however odd it is: its status counts, and what frames its body.
 //!
 //! ```text
-//! bytes ──► lines ──► status line ─► header lines ─► empty line ──► a head of six lines at most
+//! bytes ──► lines ──► status line ─► header lines ─► empty line ──► a head of seven lines at most
 //!                          ▲  1xx: read and dropped      │
 //!                          └─────────────────────────────┘
 //! ```
@@ -86,13 +86,16 @@ enum Field {
     Transfer,
     Connection,
     RetryAfter,
+    /// By which a date in that one is meant.
+    Date,
 }
 
-const FIELDS: [(&str, Field); 4] = [
+const FIELDS: [(&str, Field); 5] = [
     ("content-length", Field::Length),
     ("transfer-encoding", Field::Transfer),
     ("connection", Field::Connection),
     ("retry-after", Field::RetryAfter),
+    ("date", Field::Date),
 ];
 
 /// Where the body ends.
@@ -245,11 +248,16 @@ impl HeadReader {
             plain.extend_from_slice(text);
             plain.extend_from_slice(b"\r\n");
         };
-        let retry_after = fields.iter().find(|(field, _)| *field == Field::RetryAfter);
-        if let Some((_, value)) = retry_after
-            && value.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t'))
-        {
-            line(&[b"retry-after: ", value.trim_ascii()].concat());
+        let printable = |wanted: Field| {
+            let (_, value) = fields.iter().find(|(field, _)| *field == wanted)?;
+            let is_printable = value.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
+            is_printable.then(|| value.trim_ascii())
+        };
+        if let Some(value) = printable(Field::RetryAfter) {
+            line(&[b"retry-after: ", value].concat());
+            if let Some(date) = printable(Field::Date) {
+                line(&[b"date: ", date].concat());
+            }
         }
         if !kept {
             line(b"connection: close");

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{DATE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
@@ -332,11 +332,9 @@ impl Transport {
             tunnels.answered();
         }
         let status = answered.status;
-        let retry_after = answered
-            .headers
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
+        let header = |name| answered.headers.get(name).and_then(|value| value.to_str().ok());
+        let retry_after = header(RETRY_AFTER)
+            .and_then(|value| parse_retry_after(value, header(DATE), unix_us() / 1_000_000));
         let keep = keep || !status.is_success();
         let excerpt = read_body(&mut answered, keep).await;
         answered.end(Answer { status: status.as_u16(), retry_after, excerpt }).await

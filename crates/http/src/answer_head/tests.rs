@@ -55,6 +55,14 @@ fn head_in_any_odd_form_has_its_status_and_a_frame() {
             "HTTP/1.1 429|content-length: 0|retry-after: 7",
         ),
         (
+            "HTTP/1.1 429 No\r\nDate: Sun, 06 Nov 1994\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 429|content-length: 0|retry-after: 7|date: Sun, 06 Nov 1994",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ndate: Sun, 06 Nov 1994\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200|content-length: 0",
+        ),
+        (
             "HTTP/1.1 503 No\r\nretry-after: \u{e9}\r\ncontent-length : 0\r\n\r\n",
             "HTTP/1.1 503|content-length: 0",
         ),

@@ -60,6 +60,20 @@ async fn answers_retry_after_is_read_in_every_form() {
 }
 
 #[tokio::test]
+async fn answers_retry_after_is_by_the_clock_of_whoever_answers() {
+    let now = jiff::Timestamp::from_microsecond(unix_us()).unwrap();
+    let date = |seconds: i64| {
+        let at = now + jiff::SignedDuration::from_secs(seconds);
+        at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    };
+    let (date, until) = (date(-3_000), date(90 - 3_000));
+    let head = format!("HTTP/1.1 503 No\r\ndate: {date}\r\nretry-after: {until}\r\n");
+    let server = Server::answering(&format!("{head}content-length: 0\r\n\r\n")).await;
+    let answer = answer(&transport(), &server.url()).await;
+    assert_eq!(answer.retry_after, Some(Duration::from_secs(90)));
+}
+
+#[tokio::test]
 async fn case_30_redirect_is_an_answer_and_is_not_followed() {
     let target = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     for status in [301, 302, 307, 308] {

@@ -228,6 +228,7 @@ impl Fleet {
             }
             FleetInput::Bus { connected, max_payload } => self.note_bus(connected, max_payload),
             FleetInput::Aborted(delivery) => self.abort(delivery),
+            FleetInput::Refused { session, key, outcome } => self.refused(session, key, outcome),
             FleetInput::Ended { delivery, outcome } => self.ended_here(delivery, outcome),
             FleetInput::LocalInFlight(count) => {
                 self.slots_changed |=

@@ -207,8 +207,8 @@ impl LeaderWorkers {
             }
             Came::Report(Report::Published(session, seq)) => FleetInput::Published { session, seq },
             Came::Report(Report::Unheard(session, seq)) => FleetInput::Unheard { session, seq },
-            Came::Report(Report::Ended(delivery, outcome)) => {
-                FleetInput::Ended { delivery, outcome: *outcome }
+            Came::Report(Report::Refused(session, key, outcome)) => {
+                FleetInput::Refused { session, key, outcome: *outcome }
             }
             Came::Heard(Received::NoResponders { reply }) => {
                 match self.link.subjects.read_inbox(&reply) {

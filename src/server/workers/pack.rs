@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::Link;
 use walhook_bus::NotPublished;
-use walhook_core::attempt::{DeliveryId, Outcome};
+use walhook_core::attempt::Outcome;
 use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::id::Epoch;
 use walhook_fleet::frame::{Attempts, Body, Frame, PipelineId, Request, SessionId};
@@ -53,8 +53,8 @@ pub(in crate::server) enum Report {
     Published(SessionId, u64),
     /// The bus did not take it.
     Unheard(SessionId, u64),
-    /// This attempt cannot be sent at all.
-    Ended(DeliveryId, Box<Outcome>),
+    /// This attempt of a session, by its key, cannot be sent at all.
+    Refused(SessionId, u64, Box<Outcome>),
 }
 
 /// The packers.
@@ -110,7 +110,7 @@ impl Packer {
             let frame = match order {
                 Order::Publish(frame) => *frame,
                 Order::Pack { session, seq, version, attempts } => {
-                    let requests = self.prepare(attempts).await;
+                    let requests = self.prepare(session, attempts).await;
                     let body = Body::Attempts(Attempts { requests });
                     let pipeline = Some(self.pipeline);
                     Frame { version, epoch: self.epoch, pipeline, session, seq, body }
@@ -127,7 +127,7 @@ impl Packer {
     }
 
     /// All of them that can be sent; of the others it is told why not.
-    async fn prepare(&self, attempts: Vec<Packed>) -> Vec<Request> {
+    async fn prepare(&self, session: SessionId, attempts: Vec<Packed>) -> Vec<Request> {
         let mut requests = Vec::with_capacity(attempts.len());
         for Packed { key, attempt } in attempts {
             match self.transport.prepare(&attempt).await {
@@ -136,7 +136,7 @@ impl Packer {
                 }
                 Err(exchange) => {
                     let outcome = Box::new(exchange.into());
-                    self.report(Report::Ended(attempt.first().id, outcome)).await;
+                    self.report(Report::Refused(session, key, outcome)).await;
                 }
             }
         }

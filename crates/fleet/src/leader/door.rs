@@ -101,8 +101,17 @@ pub enum FleetInput {
     /// The dispatcher gives up a request that the fleet has, or had. Of one that the leader carries for the fleet
     /// ([`FleetEffect::CarryLocally`]) nothing is done here: the leader gives it up itself, and its end is told.
     Aborted(DeliveryId),
-    /// What the leader itself knows of an attempt that the fleet has: it carried it, or it cannot be sent at all (its
-    /// URL is none), so that the packer has left it out.
+    /// This attempt cannot be sent at all (its URL is none, or it was not signed in time), so that the packer has left it
+    /// out of its frame. It may have come back meanwhile, and its delivery be under way anew.
+    Refused {
+        /// The session.
+        session: SessionId,
+        /// The attempt's ([`Packed::key`]).
+        key: u64,
+        /// Why.
+        outcome: Outcome,
+    },
+    /// What came of an attempt that the leader has carried for the fleet ([`FleetEffect::CarryLocally`]).
     Ended {
         /// Which.
         delivery: DeliveryId,

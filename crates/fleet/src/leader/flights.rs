@@ -100,20 +100,24 @@ impl Fleet {
         self.end(delivery, Ending::Outcome(outcome), None);
     }
 
+    /// The packer has left an attempt out of its frame.
+    pub(super) fn refused(&mut self, session: SessionId, key: u64, outcome: Outcome) {
+        // Where it has come back already, its delivery may be with another.
+        match self.take_back(session, key) {
+            Some(flight) => self.end(flight.attempt.first().id, Ending::Outcome(outcome), None),
+            None => self.counters.late += 1,
+        }
+    }
+
     pub(super) fn ended_here(&mut self, delivery: DeliveryId, outcome: Outcome) {
         match self.placed.remove(&delivery) {
-            None => self.counters.late += 1,
-            Some(Where::Session(session, key)) => {
-                self.take_back(session, key);
-                self.end(delivery, Ending::Outcome(outcome), None);
-            }
-            Some(Where::Nobody | Where::Held) => {
-                self.end(delivery, Ending::Outcome(outcome), None);
-            }
             Some(Where::LocalInstead(key)) => self.ended_instead(delivery, key, outcome),
             Some(Where::Local(first)) => {
                 self.judge(&first, &outcome);
                 self.end(delivery, Ending::Outcome(first.joined(outcome)), None);
+            }
+            Some(Where::Session(..) | Where::Nobody | Where::Held) | None => {
+                unreachable!("what the leader carries for the fleet is with it until then")
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::frame::{
     WorkerId,
 };
 use rig::*;
-use walhook_core::attempt::{Delivery, FailureKind};
+use walhook_core::attempt::{Delivery, FailureKind, Outcome};
 use walhook_core::position::Position;
 
 #[test]
@@ -133,6 +133,33 @@ fn frame_that_nobody_heard_comes_back_unsent_with_all_behind_it() {
     rig.hello(0, HelloState::Closing(ByeReason::Gap), 1);
     let effects = rig.effects();
     assert_eq!(endings(&effects), [(before, &Ending::Unsent)], "it has not come either");
+}
+
+#[test]
+fn attempt_that_the_packer_refuses_ends_and_none_that_has_come_back_before() {
+    let mut rig = Rig::new(Local::Never, 2);
+    let (delivery, first, key) = rig.place("a.example");
+    let refuse = |rig: &mut Rig, worker, key| {
+        let outcome = Outcome::failed(FailureKind::Local, "too much is to be signed", TIMEOUT);
+        rig.fleet.handle(rig.now, FleetInput::Refused { session: session(worker), key, outcome });
+        rig.effects()
+    };
+    // A frame before it was not taken by the bus; it is sent by the other worker.
+    rig.fleet.handle(rig.now, FleetInput::Unheard { session: session(first), seq: 2 });
+    assert_eq!(endings(&rig.effects()), [(delivery, &Ending::Unsent)]);
+    let again = attempt(delivery.0, "a.example", 100);
+    assert_eq!(rig.fleet.place(rig.now, &again), Placement::Taken);
+    let (second, again) = packed(&rig.effects()).pop().unwrap();
+    assert_ne!(second, first);
+    let effects = refuse(&mut rig, first, key);
+    assert!(endings(&effects).is_empty(), "the other has it: {effects:?}");
+    let effects = rig.outcome(second, again, Some(delivered()));
+    assert_eq!(endings(&effects), [(delivery, &Ending::Outcome(delivered()))]);
+
+    let (delivery, worker, key) = rig.place("a.example");
+    let effects = refuse(&mut rig, worker, key);
+    assert!(matches!(endings(&effects)[..], [(of, Ending::Outcome(_))] if of == delivery));
+    assert_eq!(rig.fleet.in_flight(), 0);
 }
 
 #[test]

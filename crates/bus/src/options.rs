@@ -14,7 +14,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// question would be due. A network that swallows everything is found out in this time thrice.
 const PING_EVERY: Duration = Duration::from_secs(1);
 
-/// Messages on their way to the connection, at most; frames have 64 KiB at most.
+/// Messages on their way to the connection, at most. Most are of 64 KiB at most; a frame with one large request is as large
+/// as the bus takes.
 const OUTGOING: usize = 1_024;
 
 /// Messages of one subscription that nobody has taken yet, at most.

@@ -9,7 +9,8 @@
 //! An attempt is in the table `placed` from when it is taken until it is handed back: whoever removes it there, and
 //! only they, say [`FleetEffect::Ended`]. A session's flights are a second index of the same, by key.
 //!
-//! Cost: a placement looks at each session once; all else is O(log n) of what is in flight.
+//! Cost: a placement looks at each session once, and once more where an endpoint is avoided or nobody has room; all else
+//! is O(log n) of what is in flight.
 
 mod adopt;
 mod door;

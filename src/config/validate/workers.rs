@@ -8,7 +8,7 @@ use crate::config::Workers;
 #[cfg(feature = "workers")]
 use walhook_fleet::subjects::Subjects;
 
-/// A worker says how it is four times a lease, and may be late on a busy machine.
+/// A worker says how it is eight times a lease, and may be late on a busy machine.
 #[cfg(feature = "workers")]
 const LEAST_LEASE: Duration = Duration::from_secs(1);
 

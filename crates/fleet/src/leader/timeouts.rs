@@ -38,7 +38,11 @@ impl Who {
     }
 
     pub(super) fn is(&self, id: SessionId, session: &Session) -> bool {
-        self.session == id || self.worker.is_some() && self.worker == session.worker
+        self.is_same(&Self::of(id, session))
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.session == other.session || self.worker.is_some() && self.worker == other.worker
     }
 }
 
@@ -173,11 +177,7 @@ impl Fleet {
             return;
         }
         let last = self.time_outs.last.get_mut(&key);
-        let same = |who: Who| {
-            by.is_some_and(|by| {
-                by.session == who.session || by.worker.is_some() && by.worker == who.worker
-            })
-        };
+        let same = |who: Who| by.is_some_and(|by| by.is_same(&who));
         match last {
             Some(last) if reached && same(last.at) => _ = self.time_outs.last.remove(&key),
             Some(last) if !same(last.at) && !last.judged => {

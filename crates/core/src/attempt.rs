@@ -128,6 +128,8 @@ pub struct Outcome {
     /// How often the request was sent again on another connection within the attempt, because the
     /// one before it surely did not answer it.
     pub resends: u32,
+    /// How many of these say something of the endpoint: no other account had used the connection before.
+    pub own_resends: u32,
 }
 
 /// What an outcome means.
@@ -268,7 +270,7 @@ impl Outcome {
     /// What came of a request that was sent once, without a record.
     #[must_use]
     pub fn new(meaning: Meaning, elapsed: Duration) -> Self {
-        Self { meaning, record: Record::default(), elapsed, resends: 0 }
+        Self { meaning, record: Record::default(), elapsed, resends: 0, own_resends: 0 }
     }
 
     /// That there was no (whole) answer. `detail` is for a person: lowercase, without secrets, at most 1 KiB.
@@ -276,7 +278,7 @@ impl Outcome {
     pub fn failed(kind: FailureKind, detail: &str, elapsed: Duration) -> Self {
         let text = format!("{}: {detail}", kind.as_str());
         let record = Record { status: None, failure: Some(kind), text };
-        Self { meaning: kind.meaning(), record, elapsed, resends: 0 }
+        Self { record, ..Self::new(kind.meaning(), elapsed) }
     }
 
     /// Whether the endpoint took the event.

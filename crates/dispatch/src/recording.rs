@@ -24,7 +24,7 @@ use walhook_core::record::{Key, keyed};
 use walhook_core::tick::Tick;
 
 /// What the lines look like. Grows with each change of them.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// One line, as it is read.
 #[derive(Debug, Deserialize)]

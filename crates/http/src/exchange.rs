@@ -13,6 +13,8 @@ pub struct Exchange {
     pub elapsed: Duration,
     /// How often it was sent again: see [`Outcome::resends`].
     pub resends: u32,
+    /// How many of these count: see [`Outcome::own_resends`].
+    pub own_resends: u32,
 }
 
 /// The endpoint answered.
@@ -39,7 +41,7 @@ impl Exchange {
     /// What came of a request that was sent once.
     #[must_use]
     pub const fn new(result: Result<Answer, Failure>, elapsed: Duration) -> Self {
-        Self { result, elapsed, resends: 0 }
+        Self { result, elapsed, resends: 0, own_resends: 0 }
     }
 
     /// Whether it was not sent, or not again, since whoever carried it might not begin it any more.
@@ -79,7 +81,7 @@ impl Answer {
 }
 
 impl From<Exchange> for Outcome {
-    fn from(Exchange { result, elapsed, resends }: Exchange) -> Self {
+    fn from(Exchange { result, elapsed, resends, own_resends }: Exchange) -> Self {
         match result {
             Ok(answer) => {
                 let meaning = answer.meaning();
@@ -90,10 +92,10 @@ impl From<Exchange> for Outcome {
                     excerpt => format!("status {status}: {excerpt}"),
                 };
                 let record = Record { status: Some(status), failure: None, text };
-                Self { meaning, record, elapsed, resends }
+                Self { meaning, record, elapsed, resends, own_resends }
             }
             Err(Failure { kind, detail }) => {
-                Self { resends, ..Self::failed(kind, &detail, elapsed) }
+                Self { resends, own_resends, ..Self::failed(kind, &detail, elapsed) }
             }
         }
     }
@@ -131,9 +133,13 @@ mod tests {
         assert_eq!(outcome(500, "").record.text, "status 500");
         assert_eq!(outcome(410, "bye").record.text, "status 410: bye");
         let failure = Failure { kind: FailureKind::Tls, detail: "expired".to_owned() };
-        let exchange = Exchange { resends: 2, ..Exchange::new(Err(failure), Duration::ZERO) };
+        let exchange =
+            Exchange { resends: 2, own_resends: 1, ..Exchange::new(Err(failure), Duration::ZERO) };
         let outcome = Outcome::from(exchange);
-        assert_eq!((outcome.meaning, outcome.resends), (Meaning::Failed, 2));
+        assert_eq!(
+            (outcome.meaning, outcome.resends, outcome.own_resends),
+            (Meaning::Failed, 2, 1)
+        );
         let Record { status, failure, text } = outcome.record;
         assert_eq!((status, failure, &*text), (None, Some(FailureKind::Tls), "tls: expired"));
     }

@@ -396,7 +396,8 @@ async fn within(
     let started = Instant::now();
     let ended = timeout_at(started + timeout, sending).await;
     let result = ended.unwrap_or_else(|_| Err(course.time_is_over(timeout)));
-    Exchange { result, elapsed: started.elapsed(), resends: course.resends() }
+    let (resends, own_resends) = (course.resends(), course.own_resends());
+    Exchange { result, elapsed: started.elapsed(), resends, own_resends }
 }
 
 fn request(address: &Address, headers: HeaderMap, body: Content, http2: bool) -> Request<Content> {

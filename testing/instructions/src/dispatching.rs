@@ -133,6 +133,7 @@ fn delivered() -> Outcome {
         record: Record { status: Some(200), failure: None, text: String::new() },
         elapsed: Duration::from_millis(1),
         resends: 0,
+        own_resends: 0,
     }
 }
 

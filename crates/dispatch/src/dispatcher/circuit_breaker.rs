@@ -52,7 +52,7 @@ impl Dispatcher {
                 self.forget_earlier_breaker(queue);
             }
             let in_memory = self.queues.in_use(queue);
-            let resent = outcome.resends > 0;
+            let resent = outcome.own_resends > 0;
             if in_memory.health_mut().note(went, resent, now)
                 && let Some(wait) = self.open_breaker(queue, now)
             {

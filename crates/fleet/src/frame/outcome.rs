@@ -38,6 +38,9 @@ pub(super) struct OutcomeBody {
     delivery: Option<Bytes>,
     #[prost(bool, tag = "12")]
     runs: bool,
+    /// Of a worker that does not say it: none.
+    #[prost(uint32, tag = "13")]
+    own_resends: u32,
 }
 
 impl From<&WireOutcome> for OutcomeBody {
@@ -75,6 +78,7 @@ impl From<&WireOutcome> for OutcomeBody {
             text: cut(&outcome.record.text, TEXT_MAX).to_owned(),
             delivery,
             runs,
+            own_resends: outcome.own_resends,
         }
     }
 }
@@ -83,7 +87,9 @@ impl TryFrom<OutcomeBody> for WireOutcome {
     type Error = FrameError;
 
     fn try_from(body: OutcomeBody) -> Result<Self, FrameError> {
-        let OutcomeBody { key, begun, elapsed_us, status, failure, resends, text, .. } = body;
+        let OutcomeBody {
+            key, begun, elapsed_us, status, failure, resends, own_resends, text, ..
+        } = body;
         let delivery = body.delivery.map(|bytes| delivery_key(&bytes)).transpose()?;
         let earlier = match delivery {
             Some(delivery) if body.runs => Some(Earlier::Runs(delivery)),
@@ -99,7 +105,7 @@ impl TryFrom<OutcomeBody> for WireOutcome {
             status.map(u16::try_from).transpose().map_err(|_| FrameError::Field("status"))?;
         let record = Record { status, failure: failure.map(failure_kind), text };
         let elapsed = Duration::from_micros(elapsed_us);
-        let outcome = Some(Outcome { meaning, record, elapsed, resends });
+        let outcome = Some(Outcome { meaning, record, elapsed, resends, own_resends });
         Ok(Self { key, outcome, earlier })
     }
 }

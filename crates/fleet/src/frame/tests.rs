@@ -122,13 +122,16 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         option::of(failure),
         "\\PC{0,100}",
         0u64..1 << 50,
-        any::<u32>(),
+        any::<[u32; 2]>(),
     )
-        .prop_map(|(meaning, status, failure, text, elapsed, resends)| Outcome {
-            meaning,
-            record: Record { status, failure, text },
-            elapsed: Duration::from_micros(elapsed),
-            resends,
+        .prop_map(|(meaning, status, failure, text, elapsed, [resends, own_resends])| {
+            Outcome {
+                meaning,
+                record: Record { status, failure, text },
+                elapsed: Duration::from_micros(elapsed),
+                resends,
+                own_resends,
+            }
         })
 }
 
@@ -320,6 +323,7 @@ fn samples() -> Vec<(&'static str, Body)> {
         },
         elapsed: Duration::from_micros(12_345),
         resends: 1,
+        own_resends: 0,
     };
     let outcomes = vec![
         WireOutcome { key: 77, outcome: Some(outcome), earlier: None },

@@ -3,6 +3,7 @@
 //! ```text
 //! request ended by others on its connection ─► its account: apart
 //! it had waited behind another account ──────► that account: suspected ─► a second time: apart
+//! request sent again from where others were ─► its account: likewise
 //! apart ─► a pool of its own at that host ─► after APART_FOR: shared again
 //!
 //! more than answers on an HTTP/1 connection of several accounts ─► all accounts of the host: apart
@@ -80,7 +81,8 @@ impl Apart {
         tracing::debug!(authority = %host.authority, %account, "its connections are kept apart");
     }
 
-    /// Another account's request waited behind one of this account's: once, that may have its own reason.
+    /// Another account's request waited behind one of this account's, or one of this account's had to be sent again
+    /// from a connection of several: once, that may have its own reason.
     pub(super) fn suspect(&self, host: &Arc<Host>, account: &AccountId) {
         let key = key(host, account);
         if self.suspected.contains_key(&key) {

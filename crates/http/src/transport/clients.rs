@@ -7,6 +7,8 @@
 //! REFUSED_STREAM, above GOAWAY's last stream ──► a new HTTP/2 connection, which others share
 //! a kept connection closed before an answer  ──► HTTP/2: likewise; HTTP/1: a new one, once
 //! HTTP_1_1_REQUIRED                          ──► HTTP/1.1, for this authority for a while
+//!   each of these on a connection that had     ──► says nothing of the endpoint; a second time its account has
+//!   several accounts                               connections of its own for a while
 //! an HTTP/2 connection ended with requests   ──► not again, and says nothing of the endpoint; its accounts have
 //!   of several accounts                          connections of their own for a while
 //! what came over HTTP/1 may be another's      ─► likewise (`doubt.rs`)
@@ -74,6 +76,13 @@ pub(super) enum SendError {
     /// Whoever makes it holds it back.
     #[error("it was held back")]
     HeldBack,
+}
+
+impl SendError {
+    /// Whether it happened on a connection that had several accounts.
+    fn is_of_several(&self) -> bool {
+        matches!(self, Self::Sent(_, known) if known.users().are_several())
+    }
 }
 
 /// Opens connections, keeps them, and sends requests on them.
@@ -193,7 +202,11 @@ impl Clients {
             let Some(again) = again.filter(|_| course.resends() < RESENDS_MAX) else {
                 return Err(self.failure(host, account, &error));
             };
-            course.count_resend();
+            let is_own = !error.is_of_several();
+            course.count_resend(is_own);
+            if !is_own {
+                self.apart.suspect(host, account);
+            }
             let authority = &host.authority;
             tracing::debug!(%authority, ?again, ?error, "sending again on another connection");
             match again {

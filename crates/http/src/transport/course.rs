@@ -19,6 +19,8 @@ use crate::exchange::Failure;
 #[derive(Debug, Default)]
 pub(super) struct Course {
     resends: AtomicU32,
+    /// Of these, those from connections that no other account had used.
+    own_resends: AtomicU32,
     wait: Mutex<Option<Arc<Wait>>>,
 }
 
@@ -56,9 +58,15 @@ impl Course {
         self.resends.load(Relaxed)
     }
 
-    /// It is sent again.
-    pub(super) fn count_resend(&self) {
+    /// How often it was sent again for what no other account can have caused.
+    pub(super) fn own_resends(&self) -> u32 {
+        self.own_resends.load(Relaxed)
+    }
+
+    /// It is sent again, from a connection of its account alone or not.
+    pub(super) fn count_resend(&self, is_own: bool) {
         self.resends.fetch_add(1, Relaxed);
+        self.own_resends.fetch_add(u32::from(is_own), Relaxed);
     }
 
     /// It waits so; none: behind nobody.

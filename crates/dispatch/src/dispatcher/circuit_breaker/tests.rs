@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dispatcher::rig::{Rig, settings};
-use crate::dispatcher::{EndpointChange, OperatorInput, Settings};
+use crate::dispatcher::{EndpointChange, Input, OperatorInput, Settings};
+use crate::fixture;
+use walhook_core::attempt::Outcome;
 use walhook_core::event::{EndpointId, Event, Invalidation, Item, Scope};
 use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
@@ -54,6 +56,24 @@ fn endpoint_that_answers_410_to_many_requests_in_flight_is_switched_off_once() {
     rig.commit("7");
     assert!(rig.send().is_empty());
     assert_eq!(kinds(&mut rig), []);
+}
+
+#[test]
+fn requests_that_were_sent_again_open_the_breaker_unless_another_account_may_be_the_cause() {
+    for (own_resends, opened) in [(0, vec![]), (1, vec![EndpointChange::BreakerOpened])] {
+        let mut rig = Rig::new(settings());
+        for _ in 0..40 {
+            rig.commit("7");
+        }
+        for _ in 0..10 {
+            for dispatch in rig.send() {
+                let outcome = Outcome { resends: 1, own_resends, ..fixture::answered(204) };
+                let delivery = dispatch.attempt.first().id;
+                rig.dispatcher.handle(rig.now, Input::Outcome { delivery, outcome });
+            }
+        }
+        assert_eq!(kinds(&mut rig), opened);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::users::{REST, SILENT_FOR};
-use super::http2::{RawServer, Say, frame, ok_200};
+use super::http2::{RawServer, Say, frame, goaway, ok_200};
 use super::*;
 
 /// No answer.
@@ -17,11 +17,23 @@ fn capital(stream: u32) -> Say {
 /// What comes of a request of the account, which may have a connection of another: the kind of its failure, if it
 /// failed.
 async fn sent(transport: &Transport, url: &str, account: &str) -> Option<FailureKind> {
-    tokio::time::sleep(REST).await;
-    let endpoint = Endpoint { account: AccountId::new(account), ..endpoint(url) };
-    let exchange = transport.send(&attempt(endpoint)).await;
+    let exchange = exchange(transport, url, account).await;
     assert_eq!(exchange.resends, 0);
     exchange.result.err().map(|failure| failure.kind)
+}
+
+/// How often a request of the account is sent again until it is taken, and how many of these say something of its
+/// endpoint.
+async fn resends(transport: &Transport, url: &str, account: &str) -> (u32, u32) {
+    let exchange = exchange(transport, url, account).await;
+    assert!(exchange.delivered(), "{exchange:?}");
+    (exchange.resends, exchange.own_resends)
+}
+
+async fn exchange(transport: &Transport, url: &str, account: &str) -> Exchange {
+    tokio::time::sleep(REST).await;
+    let endpoint = Endpoint { account: AccountId::new(account), ..endpoint(url) };
+    transport.send(&attempt(endpoint)).await
 }
 
 /// Waits until the server has a second request.
@@ -106,6 +118,35 @@ async fn http2_connection_that_ends_with_several_accounts_is_no_ones_failure_onc
     assert_eq!([good, bad], [None, Some(FailureKind::Protocol)], "apart");
     assert_eq!(sent(&transport, url, "third").await, None);
     assert_eq!(server.connections.load(Relaxed), 4);
+}
+
+#[tokio::test]
+async fn http2_request_sent_again_from_a_connection_of_several_accounts_parts_its_account_at_the_second_time()
+ {
+    let server = RawServer::start(|connection, request, stream| match (connection, request) {
+        // It takes no more, and the last one neither.
+        (0, 1) | (1, 2) | (2, 1) => Say::Frames(goaway(stream - 2, 0)),
+        _ => Say::Frames(ok_200(stream)),
+    })
+    .await;
+    let (transport, url) = (server.transport(), &server.url);
+    assert_eq!(resends(&transport, url, "bad").await, (0, 0));
+    assert_eq!(resends(&transport, url, "good").await, (1, 0), "to where others go too");
+    assert_eq!(resends(&transport, url, "bad").await, (0, 0));
+    assert_eq!(resends(&transport, url, "good").await, (1, 0), "to a connection of its own");
+    assert_eq!(resends(&transport, url, "good").await, (1, 1), "of which that is said");
+    assert_eq!(resends(&transport, url, "bad").await, (0, 0));
+    assert_eq!(server.connections.load(Relaxed), 5);
+}
+
+#[tokio::test]
+async fn http1_request_sent_again_from_a_connection_of_several_accounts_says_nothing_of_its_endpoint()
+ {
+    let server = Server::start([Read, ok(), Read, Close]).await;
+    let (transport, url) = (transport(), server.url());
+    assert_eq!(resends(&transport, &url, "bad").await, (0, 0));
+    assert_eq!(resends(&transport, &url, "good").await, (1, 0));
+    assert_eq!(resends(&transport, &url, "alone").await, (0, 0));
 }
 
 #[tokio::test]

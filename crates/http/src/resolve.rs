@@ -28,6 +28,7 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -126,6 +127,18 @@ struct Inner {
 struct Known {
     addresses: Arc<[IpAddr]>,
     since: Instant,
+    /// Whether they are asked for anew before their time.
+    is_outdated: Arc<AtomicBool>,
+}
+
+impl Known {
+    fn new(addresses: Arc<[IpAddr]>) -> Self {
+        Self { addresses, since: Instant::now(), is_outdated: Arc::default() }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < FRESH && !self.is_outdated.load(Relaxed)
+    }
 }
 
 /// A name that nobody answered for.
@@ -192,9 +205,12 @@ impl Resolver {
         self.0.policy.check_address(address).map_err(ResolveError::Forbidden)
     }
 
-    /// Asks anew the next time: none of the name's addresses took a connection.
-    pub(super) fn forget(&self, name: &str) {
-        self.0.known.invalidate(name);
+    /// Asks anew the next time: none of the name's addresses took a connection. While nobody answers they are used
+    /// as before: at another port, for another account, they may take one.
+    pub(super) fn outdate(&self, name: &str) {
+        if let Some(known) = self.0.known.get(name) {
+            known.is_outdated.store(true, Relaxed);
+        }
     }
 
     async fn addresses(
@@ -204,7 +220,7 @@ impl Resolver {
     ) -> Result<Arc<[IpAddr]>, ResolveError> {
         let known = self.0.known.get(name);
         let patience = match &known {
-            Some(known) if known.since.elapsed() < FRESH => {
+            Some(known) if known.is_fresh() => {
                 return Ok(Arc::clone(&known.addresses));
             }
             Some(_) => self.0.patience.min(STALE_PATIENCE),
@@ -235,8 +251,7 @@ impl Resolver {
         };
         // While we waited for our place, another may have asked, or been answered.
         self.0.check_silence(name)?;
-        let known = self.0.known.get(name).filter(|known| known.since.elapsed() < FRESH);
-        if let Some(known) = known {
+        if let Some(known) = self.0.known.get(name).filter(Known::is_fresh) {
             return Ok(known.addresses);
         }
         let asking = self.start(name, place);
@@ -325,8 +340,7 @@ impl Inner {
         match found {
             Some(Ok(addresses)) => {
                 let addresses: Arc<[IpAddr]> = addresses.into();
-                let known = Known { addresses: Arc::clone(&addresses), since: Instant::now() };
-                self.known.insert(name.to_owned(), known);
+                self.known.insert(name.to_owned(), Known::new(Arc::clone(&addresses)));
                 self.silent.invalidate(name);
                 Ok(addresses)
             }

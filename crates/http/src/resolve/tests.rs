@@ -155,8 +155,10 @@ async fn name_that_is_slow_is_known_once_it_was_answered_for() {
 async fn known_addresses_are_used_while_their_name_server_is_silent() {
     let server = NameServer::answering(&["1.1.1.1"]);
     let resolver = server.resolver(DEFAULT_PATIENCE);
-    let old =
-        Known { addresses: Arc::from(["1.1.1.9".parse().unwrap()]), since: Instant::now() - FRESH };
+    let old = Known {
+        since: Instant::now() - FRESH,
+        ..Known::new(Arc::from(["1.1.1.9".parse().unwrap()]))
+    };
     resolver.0.known.insert("x.silent".to_owned(), old);
     for _ in 0..100 {
         let start = Instant::now();
@@ -193,14 +195,14 @@ async fn known_addresses_are_used_while_fresh_and_while_the_name_server_fails() 
     assert_eq!(server.asked(), 1);
 
     // An address that takes no connection is asked for anew.
-    resolver.forget("a.example");
+    resolver.outdate("a.example");
     let second = resolver.endpoint("a.example", &account("1")).await.unwrap();
     assert_eq!(second, ["1.1.1.2".parse::<IpAddr>().unwrap()]);
 
     // What was known before an outage of the name server is used through it.
     let stale = Known {
-        addresses: Arc::from(second.clone()),
         since: Instant::now().checked_sub(FRESH).unwrap(),
+        ..Known::new(Arc::from(second.clone()))
     };
     resolver.0.known.insert("a.example".to_owned(), stale);
     *server.down.lock().unwrap() = true;
@@ -210,14 +212,38 @@ async fn known_addresses_are_used_while_fresh_and_while_the_name_server_fails() 
     assert!(matches!(other, Err(ResolveError::Dns(_))), "{other:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn address_that_takes_no_connection_of_one_account_is_used_by_others_while_the_name_server_is_silent()
+ {
+    let server = NameServer::answering(&["1.1.1.1"]);
+    let resolver = server.resolver(DEFAULT_PATIENCE);
+    *server.speaks.lock().unwrap() = true;
+    let first = resolver.endpoint("a.silent", &account("1")).await.unwrap();
+    *server.speaks.lock().unwrap() = false;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(120) {
+        // Another account's port is closed.
+        resolver.outdate("a.silent");
+        let start = Instant::now();
+        assert_eq!(resolver.endpoint("a.silent", &account("1")).await.unwrap(), first);
+        assert!(start.elapsed() <= STALE_PATIENCE, "{:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    // Once it speaks again, it is heard.
+    server.tell(&["1.1.1.2"]);
+    *server.speaks.lock().unwrap() = true;
+    tokio::time::sleep(SILENCE_MAX).await;
+    let second = resolver.endpoint("a.silent", &account("1")).await.unwrap();
+    assert_eq!(second, ["1.1.1.2".parse::<IpAddr>().unwrap()]);
+}
+
 #[tokio::test]
 async fn known_addresses_are_judged_each_time() {
     let server = NameServer::answering(&["1.1.1.1"]);
     let resolver = server.resolver(PATIENCE);
     resolver.endpoint("a.example", &account("1")).await.unwrap();
 
-    let private =
-        Known { addresses: Arc::from(["10.0.0.1".parse().unwrap()]), since: Instant::now() };
+    let private = Known::new(Arc::from(["10.0.0.1".parse().unwrap()]));
     resolver.0.known.insert("a.example".to_owned(), private);
     let refused = resolver.endpoint("a.example", &account("1")).await;
     assert!(matches!(refused, Err(ResolveError::Forbidden(_))), "{refused:?}");

@@ -219,7 +219,7 @@ impl TcpConnector {
         if let (Err(ConnectError::Dial(_) | ConnectError::Tunnel(_)), Host::Domain(name)) =
             (&connected, &host)
         {
-            self.resolver.forget(name);
+            self.resolver.outdate(name);
         }
         connected.map_err(|error| match tried == of {
             true => error,

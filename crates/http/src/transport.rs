@@ -368,7 +368,8 @@ impl Transport {
         let Post { target, body, .. } = post;
         let (id, timestamp) = (post.id.to_string(), unix_us() / 1_000_000);
         let signature = if sign::takes_long(body.len(), target.keys.len()) {
-            let turn = timeout(SIGNING, self.signing.take(post.account)).await;
+            let bytes = body.len().saturating_mul(target.keys.len());
+            let turn = timeout(SIGNING, self.signing.take(post.account, bytes)).await;
             let _turn =
                 turn.map_err(|_| failure(FailureKind::Local, "too much is to be signed"))?;
             let (id, body, target) = (id.clone(), body.clone(), Arc::clone(target));

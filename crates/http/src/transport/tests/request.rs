@@ -114,7 +114,7 @@ async fn time_to_be_signed_is_no_time_of_the_endpoints() {
     let others = ["a", "b"].map(AccountId::new);
     let mut turns = Vec::new();
     for other in &others {
-        turns.push(transport.signing.take(other).await);
+        turns.push(transport.signing.take(other, 1).await);
     }
     let waits = async {
         tokio::time::sleep(SHORT + Duration::from_millis(100)).await;
@@ -125,7 +125,7 @@ async fn time_to_be_signed_is_no_time_of_the_endpoints() {
 
     // Too long is a want of our own, and nothing was sent.
     for other in &others {
-        turns.push(transport.signing.take(other).await);
+        turns.push(transport.signing.take(other, 1).await);
     }
     let failure = transport.send(&attempt).await.result.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Local, "{}", failure.detail);

@@ -14,7 +14,8 @@
 //!
 //! Probes of all dead endpoints share slots of their own ([`Pool::Probe`]). An endpoint is tried every 4 s at
 //! first, for most come back soon, then after a part of the time since it died: who comes back after an hour has
-//! lost a two-hundredth of that again, and at most a minute.
+//! lost a two-hundredth of that again, and at most a minute. One that answers, and asks for a wait, is not tried before
+//! that, or a minute, is over.
 //!
 //! [`Pool::Probe`]: crate::schedule::Pool::Probe
 
@@ -152,6 +153,8 @@ pub struct Breaker {
     dead_since: Tick,
     stage: Stage,
     probed_at: Option<Tick>,
+    /// Before then the endpoint wants no request, as far as that is heeded.
+    asked_until: Tick,
     /// From when on the next probe may have all the time it wants; `None`: the first one has.
     unhurried_at: Option<Tick>,
     /// How often in a row the same delivery was the probe.
@@ -175,19 +178,25 @@ pub struct Closed {
 }
 
 impl Breaker {
-    /// It opens; `last` is how it closed the last time.
-    pub fn open(now: Tick, last: Option<Closed>, rng: &mut impl Rng) -> Self {
+    /// It opens; `asked` is the wait that the endpoint asked for, `last` how it closed the last time.
+    pub fn open(
+        now: Tick,
+        asked: Option<Duration>,
+        last: Option<Closed>,
+        rng: &mut impl Rng,
+    ) -> Self {
         let relapse = last.filter(|last| now.since(last.at) < RELAPSE);
         let mut breaker = Self {
             since: now,
             dead_since: relapse.map_or(now, |last| last.dead_since),
             stage: Stage::Open(now),
             probed_at: None,
+            asked_until: now,
             unhurried_at: None,
             kept: 0,
             stored_at: now,
         };
-        breaker.stage = Stage::Open(breaker.next(now, rng));
+        breaker.stage = Stage::Open(breaker.next(now, asked, rng));
         breaker
     }
 
@@ -264,10 +273,16 @@ impl Breaker {
         self.stage = Stage::Open(self.next_try());
     }
 
-    /// The probe failed. Says when the next one is sent, and whether it is the same delivery, which it may be
-    /// where `may_keep`.
-    pub fn fail(&mut self, may_keep: bool, now: Tick, rng: &mut impl Rng) -> (Tick, bool) {
-        let until = self.next(now, rng);
+    /// The probe failed, and the endpoint `asked` for a wait. Says when the next one is sent, and whether it is the same
+    /// delivery, which it may be where `may_keep`.
+    pub fn fail(
+        &mut self,
+        may_keep: bool,
+        asked: Option<Duration>,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) -> (Tick, bool) {
+        let until = self.next(now, asked, rng);
         self.kept += 1;
         let keeps = may_keep && self.kept < KEPT_MAX;
         self.stage = match self.stage {
@@ -275,6 +290,12 @@ impl Breaker {
             Stage::Probing(..) | Stage::Open(_) => Stage::Open(until),
         };
         (until, keeps)
+    }
+
+    /// Whether the wait that the endpoint asked for is not over.
+    #[must_use]
+    pub fn is_asked_to_wait(&self, now: Tick) -> bool {
+        now < self.asked_until
     }
 
     /// Somebody believes that the endpoint is well again. Says when it is tried, where that is earlier than it
@@ -300,12 +321,14 @@ impl Breaker {
         stale
     }
 
-    fn next(&self, now: Tick, rng: &mut impl Rng) -> Tick {
+    fn next(&mut self, now: Tick, asked: Option<Duration>, rng: &mut impl Rng) -> Tick {
         let dead = now.since(self.dead_since);
         let every =
             if dead < SOON { EVERY_MIN } else { (dead / PART_OF_DEAD).clamp(EVERY_MIN, EVERY_MAX) };
         // A little less, so that many endpoints on one server are not all tried at once.
-        now + every - spread(every / 4, rng)
+        let every = every - spread(every / 4, rng);
+        self.asked_until = now + asked.unwrap_or_default().min(EVERY_MAX);
+        self.asked_until.max(now + every)
     }
 }
 

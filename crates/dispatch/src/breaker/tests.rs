@@ -53,11 +53,11 @@ fn breaker_tries_a_dead_endpoint_often_at_first_and_at_least_once_a_minute() {
         (4 * HOUR, 60.0),
         (24 * 30 * HOUR, 60.0),
     ] {
-        let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+        let mut breaker = Breaker::open(Tick(0), None, None, &mut rng);
         let now = Tick(0) + dead;
         for id in 0..20 {
             breaker.begin_probe(DeliveryId(id), now);
-            let (until, _) = breaker.fail(false, now, &mut rng);
+            let (until, _) = breaker.fail(false, None, now, &mut rng);
             let wait = until.since(now).as_secs_f64();
             assert!((every * 0.75..=every).contains(&wait), "{wait} s after {dead:?}");
             assert!(!breaker.wants_probe(until - Duration::from_micros(1)));
@@ -71,7 +71,7 @@ fn probe_has_as_long_as_answers_used_to_take_and_now_and_then_all_the_time() {
     let mut rng = SmallRng::seed_from_u64(1);
     let second = Duration::from_secs(1);
     for (usual, patience) in [(second / 20, 2 * second), (4 * second, 6 * second)] {
-        let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+        let mut breaker = Breaker::open(Tick(0), None, None, &mut rng);
         let (mut now, mut unhurried) = (Tick(0), Vec::new());
         while now < Tick(0) + 2 * HOUR {
             match breaker.sent(Some(usual), now, &mut rng) {
@@ -84,7 +84,7 @@ fn probe_has_as_long_as_answers_used_to_take_and_now_and_then_all_the_time() {
         assert!((3..=8).contains(&unhurried.len()), "{unhurried:?}");
     }
     // Nobody knows how long this one takes.
-    let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+    let mut breaker = Breaker::open(Tick(0), None, None, &mut rng);
     assert_eq!(breaker.sent(None, Tick(0), &mut rng), None);
     assert_eq!(breaker.sent(None, Tick(0) + second, &mut rng), Some(PATIENCE_MIN));
 }
@@ -92,44 +92,65 @@ fn probe_has_as_long_as_answers_used_to_take_and_now_and_then_all_the_time() {
 #[test]
 fn probe_is_the_same_delivery_while_nothing_answers_but_not_for_ever() {
     let mut rng = SmallRng::seed_from_u64(1);
-    let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+    let mut breaker = Breaker::open(Tick(0), None, None, &mut rng);
     breaker.begin_probe(DeliveryId(7), Tick(0));
     let mut now = Tick(0);
     for n in 1..=KEPT_MAX {
-        let (until, keeps) = breaker.fail(true, now, &mut rng);
+        let (until, keeps) = breaker.fail(true, None, now, &mut rng);
         assert_eq!(keeps, n < KEPT_MAX);
         assert_eq!(breaker.probe(), keeps.then_some(DeliveryId(7)));
         now = until;
     }
     breaker.begin_probe(DeliveryId(8), now);
-    assert!(!breaker.fail(false, now, &mut rng).1, "it answers, and refuses this one");
+    assert!(!breaker.fail(false, None, now, &mut rng).1, "it answers, and refuses this one");
 }
 
 #[test]
 fn breaker_is_brought_forward_but_no_nearer_to_its_last_probe_than_to_any() {
     let mut rng = SmallRng::seed_from_u64(1);
-    let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+    let mut breaker = Breaker::open(Tick(0), None, None, &mut rng);
     let now = Tick(0) + 5 * HOUR;
     breaker.begin_probe(DeliveryId(1), now);
     breaker.sent(None, now, &mut rng);
-    breaker.fail(true, now, &mut rng);
+    breaker.fail(true, None, now, &mut rng);
     let soon = now + Duration::from_secs(1);
     assert_eq!(breaker.bring_forward(soon), Some(now + EVERY_MIN));
     assert_eq!(breaker.bring_forward(soon), None, "it is");
-    let (until, _) = breaker.fail(true, now + EVERY_MIN, &mut rng);
+    let (until, _) = breaker.fail(true, None, now + EVERY_MIN, &mut rng);
     let later = until - Duration::from_secs(10);
     assert_eq!(breaker.bring_forward(later), Some(later));
 }
 
 #[test]
+fn endpoint_is_not_tried_before_the_time_that_it_asked_for_or_a_minute() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let second = Duration::from_secs(1);
+    let least = [(0, 3), (1, 3), (20, 20), (60, 60), (3_600, 60)];
+    for (asked, least) in least.map(|(asked, least)| (Some(asked * second), least * second)) {
+        let mut breaker = Breaker::open(Tick(0), asked, None, &mut rng);
+        let mut now = breaker.next_try();
+        assert!((least..=least.max(EVERY_MIN)).contains(&now.since(Tick(0))), "{asked:?}: {now:?}");
+        for id in 0..10 {
+            breaker.begin_probe(DeliveryId(id), now);
+            let (until, _) = breaker.fail(false, asked, now, &mut rng);
+            assert!((least..=least.max(EVERY_MIN)).contains(&until.since(now)), "{asked:?}");
+            assert!(!breaker.is_asked_to_wait(until));
+            now = until;
+        }
+        let (until, _) = breaker.fail(false, None, now, &mut rng);
+        assert!(until.since(now) <= EVERY_MIN, "it asked for nothing");
+    }
+}
+
+#[test]
 fn breaker_that_opens_again_at_once_goes_on_where_it_was() {
     let mut rng = SmallRng::seed_from_u64(1);
-    let breaker = Breaker::open(Tick(0), None, &mut rng);
+    let breaker = Breaker::open(Tick(0), None, None, &mut rng);
     let back = Tick(0) + 5 * HOUR;
     let closed = breaker.close(back);
     let again = |after: Duration, rng: &mut SmallRng| {
         let now = back + after;
-        Breaker::open(now, Some(closed), rng).next_try().since(now)
+        Breaker::open(now, None, Some(closed), rng).next_try().since(now)
     };
     assert!(again(Duration::from_secs(10), &mut rng) > Duration::from_secs(40));
     assert!(again(Duration::from_secs(90), &mut rng) <= EVERY_MIN);

@@ -54,7 +54,7 @@ impl Dispatcher {
             let in_memory = self.queues.in_use(queue);
             let resent = outcome.own_resends > 0;
             if in_memory.health_mut().note(went, resent, now)
-                && let Some(wait) = self.open_breaker(queue, now)
+                && let Some(wait) = self.open_breaker(queue, asked(outcome), now)
             {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
                 let last = if outcome.delivered() { RESENT } else { &outcome.record.text };
@@ -90,9 +90,14 @@ impl Dispatcher {
     }
 
     /// Returns for how long nothing is sent.
-    fn open_breaker(&mut self, queue: QueueNo, now: Tick) -> Option<Duration> {
+    fn open_breaker(
+        &mut self,
+        queue: QueueNo,
+        asked: Option<Duration>,
+        now: Tick,
+    ) -> Option<Duration> {
         self.queues.in_use(queue).health_mut().forget_failures();
-        let until = self.queues.deferred_or_new(queue).open_breaker(now, &mut self.rng);
+        let until = self.queues.deferred_or_new(queue).open_breaker(asked, now, &mut self.rng);
         self.clear(queue, now);
         // Without a row there is no probe: what comes next is one.
         self.queues.deferred(queue)?.breaker()?;
@@ -182,6 +187,22 @@ impl Dispatcher {
             return Some(DeferReason::Overflow);
         }
         deferred.is_open().then_some(DeferReason::Breaker)
+    }
+}
+
+/// The wait that an endpoint asked for which did not take the event.
+pub(super) fn asked(outcome: &Outcome) -> Option<Duration> {
+    match outcome.meaning {
+        Meaning::Refused { retry_after, .. } => retry_after,
+        Meaning::Delivered
+        | Meaning::Gone
+        | Meaning::TimedOut
+        | Meaning::Failed
+        | Meaning::Invalid
+        | Meaning::Aborted
+        | Meaning::Oversize
+        | Meaning::Lost
+        | Meaning::Local => None,
     }
 }
 

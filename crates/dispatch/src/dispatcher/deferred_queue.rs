@@ -243,9 +243,14 @@ impl DeferredQueue {
         self.breaker.is_some()
     }
 
-    /// Opens the breaker. Returns until when nothing is sent.
-    pub(super) fn open_breaker(&mut self, now: Tick, rng: &mut impl Rng) -> Tick {
-        let breaker = Breaker::open(now, self.closed, rng);
+    /// Opens the breaker of an endpoint that `asked` for a wait. Returns until when nothing is sent.
+    pub(super) fn open_breaker(
+        &mut self,
+        asked: Option<Duration>,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) -> Tick {
+        let breaker = Breaker::open(now, asked, self.closed, rng);
         let until = breaker.next_try();
         self.stops.set(Some(Cause::Breaker), spans::at(now));
         (self.breaker, self.was_open_until_us) = (Some(breaker), None);

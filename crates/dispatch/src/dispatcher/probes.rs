@@ -4,7 +4,8 @@
 //! # Invariants
 //!
 //! - A probe that fails is no attempt: its number does not change, and it does not die of it.
-//! - Nor is it sent before the time that its endpoint asked for, but as the next probe. Its row tells that time:
+//! - Nor is it sent before the time that its endpoint asked for, but as a later probe, the next one after that time or a
+//!   minute. Its row tells that time:
 //!   operators see it, and hurry rows by it. Without one the row stays as it is.
 //! - One that is not answered stays in memory, where there is room, and is the next probe too: a dead endpoint
 //!   costs no reading of tables. One that is refused makes place for another key's.
@@ -12,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Dispatcher;
+use super::circuit_breaker::asked;
 use super::defer::Exit;
 use super::deferred_queue::DeferredQueue;
 use super::queues::QueueNo;
@@ -99,19 +101,19 @@ impl Dispatcher {
         outcome: &Outcome,
         now: Tick,
     ) {
-        let (is_answered, asked) = match outcome.meaning {
+        let asked = asked(outcome);
+        let is_answered = match outcome.meaning {
             Meaning::TimedOut
             | Meaning::Failed
             | Meaning::Aborted
             | Meaning::Oversize
             | Meaning::Lost
-            | Meaning::Local => (false, None),
-            Meaning::Refused { retry_after, .. } => (true, retry_after),
-            Meaning::Invalid | Meaning::Delivered | Meaning::Gone => (true, None),
+            | Meaning::Local => false,
+            Meaning::Refused { .. } | Meaning::Invalid | Meaning::Delivered | Meaning::Gone => true,
         };
         let has_room = self.used_bytes() < self.settings.memory_limit / MEMORY_PARTS;
         let Some(breaker) = self.queues.with_row(queue).breaker_mut() else { return };
-        let (until, keeps) = breaker.fail(!is_answered && has_room, now, &mut self.rng);
+        let (until, keeps) = breaker.fail(!is_answered && has_room, asked, now, &mut self.rng);
         let is_stale = breaker.is_stale(now);
         let in_memory = self.queues.in_use(queue);
         if keeps {
@@ -140,10 +142,13 @@ impl Dispatcher {
         }
     }
 
-    /// An endpoint is back: those of its host may be, too.
+    /// An endpoint is back: those of its host may be, too, unless they answered and asked for a wait.
     pub(super) fn bring_host_forward(&mut self, queue: QueueNo, now: Tick) {
         for other in self.deferral.dead.remove(queue) {
-            self.bring_forward(other, now);
+            let breaker = self.queues.deferred(other).and_then(DeferredQueue::breaker);
+            if breaker.is_some_and(|breaker| !breaker.is_asked_to_wait(now)) {
+                self.bring_forward(other, now);
+            }
         }
     }
 

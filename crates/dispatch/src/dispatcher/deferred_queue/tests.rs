@@ -80,7 +80,7 @@ proptest! {
             match action {
                 Action::Pass(us) => now = now + Duration::from_micros(us),
                 Action::Open if open.is_none() && !suspended => {
-                    let until = queue.open_breaker(now, &mut rng);
+                    let until = queue.open_breaker(None, now, &mut rng);
                     prop_assert!(until > now);
                     (open, earlier) = (Some(now), false);
                 }

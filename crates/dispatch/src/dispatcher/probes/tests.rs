@@ -62,7 +62,7 @@ enum Dead {
     Hanging,
     /// It answers 503.
     Broken,
-    /// It answers 503, and asks for a minute.
+    /// It answers 503, and asks for six minutes.
     Busy,
 }
 
@@ -254,8 +254,8 @@ impl World {
                 Dead::Broken => Outcome { elapsed: ANSWER, ..fixture::answered(503) },
                 Dead::Busy => {
                     let event = attempt.first().event.id;
-                    self.not_before.insert(event, self.now + ANSWER + MINUTE);
-                    Outcome { elapsed: ANSWER, ..fixture::answer(503, Some(MINUTE), "") }
+                    self.not_before.insert(event, self.now + ANSWER + 6 * MINUTE);
+                    Outcome { elapsed: ANSWER, ..fixture::answer(503, Some(6 * MINUTE), "") }
                 }
             }
         };
@@ -425,28 +425,32 @@ fn probe_of_an_endpoint_that_never_takes_its_head_is_another_key_s() {
 
 #[test]
 fn delivery_that_a_probe_was_asked_to_send_later_waits_although_another_closes_the_breaker() {
-    let back = Tick(0) + 20 * SECOND;
+    let back = Tick(0) + 200 * SECOND;
     let mut world = World::new(settings(), vec![place(0, Dead::Busy, back)]);
     world.commits(0, 60, Duration::ZERO);
     // One that nobody has asked to wait.
-    world.commits(0, 1, 21 * SECOND);
-    world.run(back + 3 * MINUTE);
+    world.commits(0, 1, 201 * SECOND);
+    world.run(Tick(0) + 2 * SECOND);
+    let before = world.requests;
+    world.run(back);
+    assert_eq!(world.requests - before, 3, "probes, one a minute");
+    world.run(back + 8 * MINUTE);
     assert!(!world.not_before.is_empty());
     assert_eq!((world.places[0].taken, world.too_soon), (61, 0));
 }
 
 #[test]
 fn delivery_that_a_probe_was_asked_to_send_later_is_sent_at_once_where_an_operator_asks() {
-    let back = Tick(0) + 20 * SECOND;
+    let back = Tick(0) + 200 * SECOND;
     let mut world = World::new(settings(), vec![place(0, Dead::Busy, back)]);
     world.commits(0, 60, Duration::ZERO);
-    world.run(back + 10 * SECOND);
+    world.run(back + 70 * SECOND);
     let waiting = 60 - world.places[0].taken;
     let rows = world.table.hurry();
     assert!(waiting > 0);
     assert_eq!(rows.len(), waiting, "the table tells the time of each that waits");
     world.handle(Input::Command(Box::new(OperatorInput::RowsChanged(rows))));
-    world.run(back + 15 * SECOND);
+    world.run(back + 75 * SECOND);
     assert_eq!(world.places[0].taken, 60);
 }
 

@@ -184,7 +184,7 @@ fn queue_whose_pool_is_another_by_now_stands_there_alone() {
     let (turn, first) = refills.pop().unwrap();
     refills.put_aside(turn, first);
     assert_eq!(refills.looks(), 0, "it waits for room, and is not looked at");
-    queues.with_row(no).open_breaker(Tick(0), &mut rand::rngs::SmallRng::seed_from_u64(1));
+    queues.with_row(no).open_breaker(None, Tick(0), &mut rand::rngs::SmallRng::seed_from_u64(1));
     refills.join(no, &mut queues, Tick(0));
     assert_eq!(refills.pop(), Some(((account, Pool::Probe), no)));
     refills.go_on(account, Pool::Fast);

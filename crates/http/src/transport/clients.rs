@@ -242,7 +242,7 @@ impl Clients {
         let request = make(connection.is_http2()).ok_or(SendError::HeldBack)?;
         let known = Arc::clone(connection.known());
         let (answers, since) = (known.answers(), Instant::now());
-        let (_using, before) = known.users().begin(account, answers, since);
+        let (_using, before) = known.users().begin(account, since);
         let wait = before.map(|before| {
             let (apart, host) = (Arc::clone(&self.apart), Arc::clone(host));
             let (account, known) = (account.clone(), Arc::clone(&known));
@@ -253,9 +253,7 @@ impl Clients {
         match connection.send(request).await {
             Ok(answer) => {
                 course.set_wait(None);
-                if known.is_http2() {
-                    known.users().note_answer(Instant::now());
-                }
+                known.users().note_answer(Instant::now());
                 let (head, body) = answer.into_parts();
                 let (status, headers) = (head.status, head.headers);
                 let apart = &*self.apart;

@@ -174,7 +174,7 @@ impl Kept for Connection {
 
     fn share(&self, account: Option<&AccountId>, now: Instant) -> Option<Self> {
         let Self::Http2(Http2 { sender, known, until, .. }) = self else { return None };
-        if known.users().is_silent_for(account, known.answers(), now) {
+        if known.users().is_silent_for(account, now) {
             return None;
         }
         let (sender, _stream) = (sender.clone(), Some(known.stream()?));

@@ -1,6 +1,7 @@
 //! Whose requests are on a connection: who waits there behind whom, and who was there when it ended.
 //!
-//! A connection is *silent* from the first request after its last answer on, until the next answer begins.
+//! A connection is *silent* from the first request after its last answer on, until the next answer's head. Informational
+//! ones are none: a receiver that sends them for one account may read nothing of another.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,12 +46,11 @@ struct Inner {
     at_end: Option<Arc<[AccountId]>>,
 }
 
-/// A request, and for so long as there were so many answers: silence.
+/// A request, and no answer since.
 #[derive(Debug)]
 struct Silence {
     account: AccountId,
     since: Instant,
-    answers: u64,
 }
 
 /// A request on a connection, until it is dropped.
@@ -70,25 +70,21 @@ impl Drop for Using {
 }
 
 impl Users {
-    /// A request of the account begins, after so many answers on the connection. With the other account that
-    /// it waits behind: the one that the connection is silent for, whose request was the last, or one that has a
+    /// A request of the account begins. With the other account that it waits behind: the one that the connection is silent for, whose request was the last, or one that has a
     /// request there.
     pub(super) fn begin(
         self: &Arc<Self>,
         account: &AccountId,
-        answers: u64,
         now: Instant,
     ) -> (Using, Option<AccountId>) {
         let mut inner = self.inner();
         let last = inner.last.replace(account.clone());
-        let silent = inner.silence.take_if(|silence| silence.answers == answers);
         let is_other = |other: &AccountId| other != account;
         inner.handovers += u32::from(last.as_ref().is_some_and(is_other));
-        let before = silent.as_ref().map(|silence| silence.account.clone()).filter(is_other);
+        let before = inner.silence.as_ref().map(|silence| silence.account.clone()).filter(is_other);
         let present = || inner.present.iter().map(|(_, of)| of).find(|of| is_other(of)).cloned();
         let before = before.or(last.filter(is_other)).or_else(present);
-        inner.silence =
-            silent.or_else(|| Some(Silence { account: account.clone(), since: now, answers }));
+        inner.silence.get_or_insert_with(|| Silence { account: account.clone(), since: now });
         let number = inner.requests;
         inner.requests += 1;
         inner.present.push((number, account.clone()));
@@ -112,9 +108,10 @@ impl Users {
         if next.is_multiple_of(REST_LONG_EVERY) { REST_LONG } else { REST }
     }
 
-    /// An answer came.
+    /// The head of an answer came.
     pub(super) fn note_answer(&self, now: Instant) {
-        self.inner().answered = Some(now);
+        let mut inner = self.inner();
+        (inner.answered, inner.silence) = (Some(now), None);
     }
 
     /// When an answer came last.
@@ -123,16 +120,10 @@ impl Users {
     }
 
     /// Whether a request of the account would wait behind another account's that has waited for long.
-    pub(super) fn is_silent_for(
-        &self,
-        account: Option<&AccountId>,
-        answers: u64,
-        now: Instant,
-    ) -> bool {
+    pub(super) fn is_silent_for(&self, account: Option<&AccountId>, now: Instant) -> bool {
         let inner = self.inner();
         inner.silence.as_ref().is_some_and(|silence| {
-            silence.answers == answers
-                && account != Some(&silence.account)
+            account != Some(&silence.account)
                 && now.saturating_duration_since(silence.since) >= SILENT_FOR
         })
     }
@@ -167,28 +158,31 @@ mod tests {
     fn request_waits_behind_whom_the_connection_is_silent_for_or_who_was_last() {
         let (users, now) = (Arc::new(Users::default()), Instant::now());
         let [a, b, c] = ["a", "b", "c"].map(AccountId::new);
-        let behind = |account: &AccountId, answers| users.begin(account, answers, now).1;
-        assert_eq!(behind(&a, 0), None, "it is the first");
-        assert_eq!(behind(&a, 0), None, "its own account is no other");
-        assert_eq!(behind(&b, 0), Some(a.clone()));
-        assert_eq!(behind(&c, 0), Some(a.clone()), "it is silent for the first");
-        assert_eq!(behind(&a, 1), Some(c.clone()), "whose was the last");
-        assert_eq!(behind(&b, 1), Some(a.clone()));
+        let behind = |account: &AccountId| users.begin(account, now).1;
+        assert_eq!(behind(&a), None, "it is the first");
+        assert_eq!(behind(&a), None, "its own account is no other");
+        assert_eq!(behind(&b), Some(a.clone()));
+        assert_eq!(behind(&c), Some(a.clone()), "it is silent for the first");
+        users.note_answer(now);
+        assert_eq!(behind(&a), Some(c.clone()), "whose was the last");
+        assert_eq!(behind(&b), Some(a.clone()));
         assert_eq!(
-            behind(&a, 1),
+            behind(&a),
             Some(b.clone()),
             "it is silent for its own, and the last was another's"
         );
-        assert_eq!(behind(&a, 1), None, "no other has a request there any more");
-        let _using = users.begin(&c, 2, now).0;
-        assert_eq!([behind(&a, 3), behind(&a, 3)], [Some(c.clone()), Some(c.clone())]);
-        assert_eq!(behind(&a, 1), Some(c.clone()));
+        assert_eq!(behind(&a), None, "no other has a request there any more");
+        users.note_answer(now);
+        let _using = users.begin(&c, now).0;
+        users.note_answer(now);
+        assert_eq!([behind(&a), behind(&a)], [Some(c.clone()), Some(c.clone())]);
 
-        let silent = |account, answers, after| users.is_silent_for(account, answers, now + after);
-        assert!(!silent(Some(&b), 1, SILENT_FOR / 2));
-        assert!(silent(Some(&b), 1, SILENT_FOR) && silent(None, 1, SILENT_FOR));
-        assert!(!silent(Some(&a), 1, SILENT_FOR), "it waits for itself alone");
-        assert!(!silent(Some(&b), 2, SILENT_FOR), "an answer has begun");
+        let silent = |account, after| users.is_silent_for(account, now + after);
+        assert!(!silent(Some(&b), SILENT_FOR / 2));
+        assert!(silent(Some(&b), SILENT_FOR) && silent(None, SILENT_FOR));
+        assert!(!silent(Some(&a), SILENT_FOR), "it waits for itself alone");
+        users.note_answer(now);
+        assert!(!silent(Some(&b), SILENT_FOR), "it was answered");
     }
 
     #[test]
@@ -200,7 +194,7 @@ mod tests {
             if users.rest() == REST_LONG && users.last().is_some_and(|last| last != *account) {
                 long.push(users.inner().handovers + 1);
             }
-            users.begin(account, 0, now);
+            users.begin(account, now);
         }
         assert_eq!(long, [32, 64, 96]);
     }
@@ -209,7 +203,7 @@ mod tests {
     fn accounts_at_the_end_are_those_whose_requests_had_not_ended() {
         let (users, now) = (Arc::new(Users::default()), Instant::now());
         let [a, b, c] = ["a", "b", "c"].map(AccountId::new);
-        let using = [&a, &b, &a, &c].map(|account| users.begin(account, 0, now).0);
+        let using = [&a, &b, &a, &c].map(|account| users.begin(account, now).0);
         let [first, second, third, fourth] = using;
         drop(fourth);
         assert_eq!(users.several_at_end(), None, "it has not ended");
@@ -219,7 +213,7 @@ mod tests {
         assert_eq!(users.several_at_end().as_deref(), Some(&[a.clone(), b][..]));
 
         let alone = Arc::new(Users::default());
-        let _using = [&a, &a].map(|account| alone.begin(account, 0, now).0);
+        let _using = [&a, &a].map(|account| alone.begin(account, now).0);
         alone.end();
         assert_eq!(alone.several_at_end(), None);
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::users::{REST, SILENT_FOR};
-use super::http2::{RawServer, Say, frame, goaway, ok_200};
+use super::http2::{RawServer, Say, frame, goaway, hints, ok_200};
 use super::*;
 
 /// No answer.
@@ -187,16 +187,21 @@ async fn http2_requests_beside_one_of_another_account_that_is_not_answered_are_n
 
 #[tokio::test]
 async fn http2_connection_that_is_silent_for_another_account_is_not_shared() {
-    let server = RawServer::start(|connection, request, stream| {
-        if connection == 0 && request > 0 { NOTHING } else { Say::Frames(ok_200(stream)) }
+    let server = RawServer::start(|connection, request, stream| match (connection, request) {
+        (0, 1) => NOTHING,
+        // It is not answered either.
+        (0, 2..) => Say::Frames(hints(stream)),
+        _ => Say::Frames(ok_200(stream)),
     })
     .await;
     let (transport, url) = (server.transport(), &server.url);
     assert_eq!(sent(&transport, url, "bad").await, None);
     let mut silent = JoinSet::new();
-    let waits = (transport.clone(), url.clone());
-    silent.spawn(async move { sent(&waits.0, &waits.1, "bad").await });
-    while server.requests.load(Relaxed) < 2 {
+    for _request in 0..2 {
+        let waits = (transport.clone(), url.clone());
+        silent.spawn(async move { sent(&waits.0, &waits.1, "bad").await });
+    }
+    while server.requests.load(Relaxed) < 3 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(SILENT_FOR).await;

@@ -7,6 +7,8 @@ use tokio_postgres::{Client, Row};
 
 use crate::error::SourceError;
 use crate::op::{EQ, GE, GT, LE, PLUS};
+use crate::published::published_by;
+use crate::source::server_version;
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::catalog::{Catalog, Generated, Table, TableColumn, TableName};
 use walhook_core::types::{TypeShape, Types};
@@ -193,6 +195,8 @@ pub async fn standing(
     table: u32,
     parents: &[u32],
 ) -> Result<Standing, SourceError> {
+    let version = server_version(client).await?;
+    let published = published_by("p", version);
     let row = client
         .query_one(
             &format!(
@@ -205,15 +209,11 @@ pub async fn standing(
              SELECT EXISTS (SELECT FROM up
                             WHERE up.relid {EQ} ANY ($2::pg_catalog.oid[])),
                     EXISTS (SELECT FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
-                            JOIN pg_catalog.pg_namespace n
-                              ON n.oid {EQ} c.relnamespace
                             WHERE p.pubname {EQ} $3::pg_catalog.text
                               AND c.oid {EQ} $1::pg_catalog.oid
                               AND (p.puballtables
-                                   OR EXISTS (SELECT FROM pg_catalog.pg_publication_tables t
-                                              WHERE t.pubname {EQ} p.pubname
-                                                AND t.schemaname {EQ} n.nspname
-                                                AND t.tablename {EQ} c.relname)))"
+                                   OR EXISTS (SELECT FROM ({published}) t
+                                              WHERE t.oid {EQ} c.oid)))"
             ),
             &[&table, &parents, &publication],
         )

@@ -24,8 +24,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::fixture::start;
-    use crate::{catalog, coverage, refused_writes, row_security, source};
+    use crate::fixture::{session, start};
+    use crate::sql::Connection;
+    use crate::{catalog, coverage, preflight, refused_writes, row_security, source};
     use walhook_core::catalog::TableName;
 
     /// With policies, and partitions published by their own names as well as through their root.
@@ -38,8 +39,11 @@ mod tests {
         CREATE TABLE heir () INHERITS (plain);
         ALTER TABLE low ENABLE ROW LEVEL SECURITY;
         CREATE POLICY positive ON low USING (total > 0);
+        CREATE POLICY everything ON low USING (true);
         CREATE PUBLICATION by_root FOR TABLE orders WITH (publish_via_partition_root);
-        CREATE PUBLICATION by_name FOR TABLE orders, low;";
+        CREATE PUBLICATION by_name FOR TABLE orders, low;
+        CREATE PUBLICATION of_all FOR ALL TABLES;
+        CREATE ROLE reader;";
 
     #[tokio::test]
     async fn partitions_are_those_of_the_server_s_own_function() {
@@ -64,27 +68,51 @@ mod tests {
         assert_eq!(row.get::<_, i64>(0), 3);
     }
 
+    /// Asks all that is asked of the catalog about tables.
+    async fn ask_everything(client: &Connection) {
+        let names = ["public.orders", "public.low", "public.high", "public.higher"];
+        let tables: BTreeSet<TableName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let catalog = catalog::load(client, names).await.unwrap();
+        let low = catalog.find("public.low").unwrap().oid;
+        let orders = catalog.find("public.orders").unwrap().oid;
+        let hidden = row_security::hidden(client, &tables).await.unwrap();
+        assert_eq!(hidden, []);
+        for table in &tables {
+            preflight::read_right(client, "reader", table).await.unwrap();
+            assert!(source::table(client, table).await.unwrap().is_some());
+        }
+        for publication in ["by_root", "by_name", "of_all"] {
+            assert!(source::publication(client, publication).await.unwrap().is_some());
+            refused_writes::refused_writes(client, publication).await.unwrap();
+            coverage::look(client, publication, &tables, 1).await.unwrap();
+            catalog::standing(client, publication, low, &[orders]).await.unwrap();
+        }
+    }
+
     /// A session that held one and waited for another could have the application's `ALTER TABLE` end as deadlocked.
     #[tokio::test]
     async fn what_asks_the_catalog_holds_no_lock_on_the_tables_that_it_asks_about() {
         let (_cluster, client) = start().await;
         client.batch_execute(SCHEMA).await.unwrap();
         client.batch_execute("BEGIN").await.unwrap();
-        let names = ["public.orders", "public.low", "public.high", "public.higher"];
-        let tables: BTreeSet<TableName> = names.iter().map(|name| name.parse().unwrap()).collect();
-        assert!(catalog::load(&client, names).await.unwrap().find("public.orders").is_some());
-        row_security::hidden(&client, &tables).await.unwrap();
-        for table in &tables {
-            assert!(source::table(&client, table).await.unwrap().is_some());
-        }
-        for publication in ["by_root", "by_name"] {
-            assert!(source::publication(&client, publication).await.unwrap().is_some());
-            refused_writes::refused_writes(&client, publication).await.unwrap();
-            coverage::look(&client, publication, &tables, 1).await.unwrap();
-        }
+        ask_everything(&client).await;
         let held = "SELECT coalesce(string_agg(relation::regclass::text, ', '), '') FROM pg_locks
             WHERE pid = pg_backend_pid() AND relation >= 16384";
         let row = client.query_one(held, &[]).await.unwrap();
         assert_eq!(row.get::<_, String>(0), "");
+    }
+
+    /// Nobody's deliveries are to wait while a table is rewritten, not even where it is a rule's own.
+    #[tokio::test]
+    async fn what_asks_the_catalog_waits_for_no_lock_on_the_tables_that_it_asks_about() {
+        let (cluster, client) = start().await;
+        client.batch_execute(SCHEMA).await.unwrap();
+        let migration = session(&cluster).await;
+        let lock =
+            "BEGIN; LOCK TABLE orders, low, high, higher, plain, heir IN ACCESS EXCLUSIVE MODE";
+        migration.batch_execute(lock).await.unwrap();
+        // What waits fails. As a role for which policies are looked at.
+        client.batch_execute("SET lock_timeout = '1s'; SET ROLE reader").await.unwrap();
+        ask_everything(&client).await;
     }
 }

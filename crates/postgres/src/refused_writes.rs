@@ -5,7 +5,8 @@ use tokio_postgres::Client;
 
 use super::ident::{quote_ident, quote_literal};
 use super::partitions::partitions_of;
-use super::source::server_version;
+use super::published::published_by;
+use super::source::{OLDEST_SERVER, server_version};
 use crate::op::{EQ, GT};
 
 /// Row filters and column lists came with version 15, `publish_generated_columns` with 18.
@@ -14,16 +15,16 @@ const GENERATED: i32 = 180_000;
 
 /// Every table that is written to: the published ones, and the partitions below them, to which the
 /// list and the filter of the published one apply. A filter's columns are what it depends on.
-fn written_sql(lists: &str) -> String {
+fn written_sql(lists: &str, version: i32) -> String {
+    let published = published_by("p", version);
     let below = partitions_of("p.oid");
     format!(
         "
     WITH published AS (
         SELECT c.oid, r.oid AS rel, {lists}
         FROM pg_catalog.pg_publication p
-        JOIN pg_catalog.pg_publication_tables t ON t.pubname {EQ} p.pubname
-        JOIN pg_catalog.pg_namespace n ON n.nspname {EQ} t.schemaname
-        JOIN pg_catalog.pg_class c ON c.relnamespace {EQ} n.oid AND c.relname {EQ} t.tablename
+        CROSS JOIN LATERAL ({published}) t
+        JOIN pg_catalog.pg_class c ON c.oid {EQ} t.oid
         LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid {EQ} p.oid AND r.prrelid {EQ} c.oid
         WHERE p.pubname {EQ} $1 AND (p.pubupdate OR p.pubdelete)
     ), written AS (
@@ -81,9 +82,9 @@ pub fn create_guarded(publication: &str, create: &str) -> String {
     let generated = format!(
         "coalesce(pg_catalog.to_jsonb(p) OPERATOR(pg_catalog.->>) 'pubgencols' {EQ} 'n', false)"
     );
-    let sql = written_sql(&format!(
-        "NULL::smallint[] AS prattrs, false AS filtered, {generated} AS generated"
-    ));
+    // It is given tables alone, which every server knows.
+    let lists = format!("NULL::smallint[] AS prattrs, false AS filtered, {generated} AS generated");
+    let sql = written_sql(&lists, OLDEST_SERVER);
     let sql = sql.replace("$1", &quote_literal(publication));
     format!(
         "DO $walhook$
@@ -149,7 +150,7 @@ pub async fn refused_writes(
     };
     let generated =
         if version >= GENERATED { "p.pubgencols OPERATOR(pg_catalog.=) 'n'" } else { "false" };
-    let sql = written_sql(&format!("{lists}, {generated} AS generated"));
+    let sql = written_sql(&format!("{lists}, {generated} AS generated"), version);
     let mut found = Vec::new();
     for row in client.query(&sql, &[&publication]).await? {
         let table: String = row.try_get(0)?;

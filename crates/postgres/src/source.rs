@@ -8,6 +8,7 @@ use crate::error::SourceError;
 use crate::op::{EQ, GT, NE};
 use crate::partitions::partitions_of;
 use crate::pg::Conninfo;
+use crate::published::published_by;
 use crate::timelines::Primary;
 use walhook_core::catalog::TableName;
 use walhook_core::halt::SourceIdentity;
@@ -194,18 +195,19 @@ pub async fn publication(
                    JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
                    WHERE p.pubname {EQ} $1"
     );
-    let mut tables = names(
-        client,
-        &format!(
-            "SELECT schemaname::pg_catalog.text, tablename::pg_catalog.text
-                  FROM pg_catalog.pg_publication_tables WHERE pubname {EQ} $1"
-        ),
-        name,
-    )
-    .await?;
+    let version = server_version(client).await?;
+    let published = format!(
+        "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+         FROM pg_catalog.pg_publication p CROSS JOIN LATERAL ({}) t
+         JOIN pg_catalog.pg_class c ON c.oid {EQ} t.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+         WHERE p.pubname {EQ} $1",
+        published_by("p", version)
+    );
+    let mut tables = names(client, &published, name).await?;
     let select = format!("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text {members}");
     tables.append(&mut names(client, &select, name).await?);
-    let knows_schemas = server_version(client).await? >= ROW_FILTERS;
+    let knows_schemas = version >= ROW_FILTERS;
     tables.append(&mut names(client, &roots_sql(knows_schemas), name).await?);
     let (mut filtered, mut lists) = Default::default();
     if knows_schemas {

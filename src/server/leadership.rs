@@ -14,7 +14,7 @@ use self::preflight::preflight;
 use super::backoff::Backoff;
 use super::known::Known;
 use super::rulebook::compile_rules;
-use super::sessions::{LEASE, SENTINEL, STANDBY, open_state};
+use super::sessions::{LEASE, SENTINEL, STANDBY, open_source, open_state};
 use super::{Stop, labels, published};
 use crate::config::{Config, Streaming};
 use crate::server::health::{Role, Teller};
@@ -40,7 +40,12 @@ pub(super) use self::error::StartError;
 pub(super) use self::open::{IN_USE, IN_USE_FIX, Place, Session, reopen};
 
 /// How long one attempt to open the source may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// That one took longer.
+pub(super) fn too_slow() -> String {
+    format!("opening state and source took over {OPEN_TIMEOUT:?}")
+}
 
 /// A worker that was heard within this time by the leader before may know what that one sent: it keeps that for a
 /// minute, and the leader stores when it heard it each ten seconds.
@@ -149,8 +154,7 @@ pub(super) async fn become_leader(
                 tell.fails(Part::Start, began, &*problem);
             }
             Err(_) => {
-                let problem = format!("opening state and source took over {OPEN_TIMEOUT:?}");
-                tell.fails_with(Part::Start, began, &problem, SLOW_FIX);
+                tell.fails_with(Part::Start, began, &too_slow(), SLOW_FIX);
             }
         }
         tokio::select! {
@@ -164,7 +168,8 @@ pub(super) async fn become_leader(
 ///
 /// A standby asks often, for it is to take over within a second; so it must not connect each time.
 async fn until_free(config: &Config) {
-    let Ok(client) = Connection::open(direct_url(config), STANDBY.name).await else { return };
+    let opened = open_source::<OpenError>(direct_url(config), STANDBY).await;
+    let Ok(client) = opened else { return };
     while let Ok(Ok(Some(slot))) =
         tokio::time::timeout(OPEN_TIMEOUT, slot::read(&client, &config.source.slot)).await
         && slot.active_pid.is_some()
@@ -203,7 +208,7 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     let session = match session {
         // Before it is needed: one that does not fit could not take over, and would halt for its own faults.
         Err(OpenError::SlotInUse) if !started => {
-            let client = Connection::open(direct_url(config), SENTINEL.name).await?;
+            let client = open_source::<OpenError>(direct_url(config), SENTINEL).await?;
             let checked = check_fit(config, &client, &store, system, checks).await;
             return Err(checked.map_or_else(OpenError::beside_a_leader, |_| OpenError::SlotInUse));
         }
@@ -294,7 +299,7 @@ async fn resume_prepared(
     if !store.prepared().await?.is_some_and(|prepared| prepared.holds) {
         return Ok(stored);
     }
-    let client = Connection::open(direct_url(config), SENTINEL.name).await?;
+    let client = open_source::<OpenError>(direct_url(config), SENTINEL).await?;
     let info = Conninfo::parse(&config.source.url).map_err(ConnectError::from)?;
     let found = source::identity(&client, &info).await?;
     let slot = slot::read(&client, &config.source.slot).await?;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub(crate) use self::error::RangeError;
 use super::rulebook::{Rulebook, compile_rules};
-use super::sessions::{REPLAY_SENTINEL, REPLAY_STREAM};
+use super::sessions::{REPLAY_SENTINEL, REPLAY_STREAM, open_source};
 use crate::config::Config;
 pub(crate) use batch::Batch;
 use walhook_core::event::Item;
@@ -74,7 +74,7 @@ impl Range {
         from_oldest: bool,
         purpose: &str,
     ) -> Result<Self, RangeError> {
-        let sentinel = Connection::open(&config.source.url, REPLAY_SENTINEL.name).await?;
+        let sentinel = open_source::<RangeError>(&config.source.url, REPLAY_SENTINEL).await?;
         let oldest = oldest(config, &sentinel).await?;
         // What lies before it is gone since it was asked for.
         let from = if from_oldest { from.max(oldest).min(to) } else { from };

@@ -20,8 +20,9 @@ use super::error::TaskError;
 use crate::config::Config;
 pub(crate) use limits::{Finding, Need, Verdict, findings};
 use shared::{Shared, Turn};
+use walhook_postgres::pg::DatabaseUrl;
 use walhook_postgres::source;
-use walhook_postgres::sql::Connection;
+use walhook_postgres::sql::{ConnectError, Connection};
 use walhook_postgres::timelines::Timelines;
 use walhook_state::{SessionSettings, StateError, StateStore};
 
@@ -56,31 +57,39 @@ pub(crate) struct Purpose {
     pub(crate) shared: bool,
     /// What its statements may take; `None`: as the server or our role has it.
     pub(crate) statement_timeout: Option<Duration>,
+    /// What they may wait for a lock; `None`: likewise.
+    pub(crate) lock_timeout: Option<Duration>,
 }
 
 /// A shared session's statement that takes longer fails: others wait meanwhile.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Likewise one that waits longer for a lock.
+/// A statement that waits longer for a lock fails, so that it is told what it waits for.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// To have a turn and use it may take so long: a few statements of one's own, behind those of others.
 const TURN_TIMEOUT: Duration = Duration::from_secs(40);
 
 const fn of(name: &'static str, database: Database, open: Open) -> Purpose {
-    let (replicates, shared, statement_timeout) = (false, false, None);
-    Purpose { name, database, open, replicates, shared, statement_timeout }
+    let (replicates, shared, statement_timeout, lock_timeout) = (false, false, None, None);
+    Purpose { name, database, open, replicates, shared, statement_timeout, lock_timeout }
 }
 
 const fn shared(purpose: Purpose) -> Purpose {
-    Purpose { shared: true, statement_timeout: Some(STATEMENT_TIMEOUT), ..purpose }
+    let statement_timeout = Some(STATEMENT_TIMEOUT);
+    Purpose { shared: true, statement_timeout, ..impatient(purpose) }
+}
+
+/// One whose questions nobody's lock is to keep.
+const fn impatient(purpose: Purpose) -> Purpose {
+    Purpose { lock_timeout: Some(LOCK_TIMEOUT), ..purpose }
 }
 
 /// The stream.
 pub(super) const STREAM: Purpose =
     Purpose { replicates: true, ..of("walhook", Database::Source, Open::Leading) };
 /// Ends at once when the server shuts down, also while nobody reads the stream. Reads the catalog for it.
-pub(super) const SENTINEL: Purpose = of("walhook", Database::Source, Open::Leading);
+pub(super) const SENTINEL: Purpose = impatient(of("walhook", Database::Source, Open::Leading));
 /// Look-ups, with the path that `endpoints.search_path` names: nothing else may make them wait.
 pub(super) const LOOK_UPS: Purpose = Purpose {
     // Longer where rows are looked up apart; see `walhook_postgres::lookup`.
@@ -114,12 +123,13 @@ pub(super) const REPLAY_LOOK_UPS: Purpose =
     of("walhook replay", Database::Source, Open::WhileNeeded);
 /// What [`SENTINEL`] is, beside a replay's stream.
 pub(super) const REPLAY_SENTINEL: Purpose =
-    of("walhook replay", Database::Source, Open::WhileNeeded);
+    impatient(of("walhook replay", Database::Source, Open::WhileNeeded));
 /// A replay's stream.
 pub(super) const REPLAY_STREAM: Purpose =
     Purpose { replicates: true, ..of("walhook replay", Database::Source, Open::WhileNeeded) };
 /// A standby, which looks whether the slot is free.
-pub(super) const STANDBY: Purpose = of("walhook standby", Database::Source, Open::WhileNeeded);
+pub(super) const STANDBY: Purpose =
+    impatient(of("walhook standby", Database::Source, Open::WhileNeeded));
 /// A command that an operator runs beside.
 const COMMAND: Purpose = of("walhook command", Database::Source, Open::WhileNeeded);
 const COMMAND_STATE: Purpose = of("walhook state", Database::State, Open::WhileNeeded);
@@ -182,14 +192,23 @@ impl Sessions {
 
     /// A session with the source for the caller alone.
     pub(super) async fn own_source(&self, purpose: Purpose) -> Result<Connection, TaskError> {
-        let client = Connection::open(&self.config.source.url, purpose.name).await?;
+        let client = open_source::<TaskError>(&self.config.source.url, purpose).await?;
         self.timelines.check(source::primary(&client).await?)?;
-        let limits = settings(purpose).sql();
-        if !limits.is_empty() {
-            client.batch_execute(&limits).await?;
-        }
         Ok(client)
     }
+}
+
+/// Opens a session with the source.
+pub(super) async fn open_source<E>(url: &DatabaseUrl, purpose: Purpose) -> Result<Connection, E>
+where
+    E: From<ConnectError> + From<tokio_postgres::Error>,
+{
+    let client = Connection::open(url, purpose.name).await?;
+    let limits = settings(purpose).sql();
+    if !limits.is_empty() {
+        client.batch_execute(&limits).await?;
+    }
+    Ok(client)
 }
 
 /// Opens a session with the state database that the configuration names.
@@ -204,8 +223,7 @@ pub(super) async fn open_state(
 }
 
 fn settings(purpose: Purpose) -> SessionSettings {
-    let Purpose { name: application_name, shared, statement_timeout, .. } = purpose;
-    let lock_timeout = shared.then_some(LOCK_TIMEOUT);
+    let Purpose { name: application_name, statement_timeout, lock_timeout, .. } = purpose;
     SessionSettings { application_name, statement_timeout, lock_timeout }
 }
 
@@ -250,6 +268,10 @@ mod tests {
 
     #[test]
     fn shared_sessions_bound_their_statements_and_the_lease_has_its_own() {
+        // They read the catalog for all of the stream.
+        for purpose in [SENTINEL, REPLAY_SENTINEL, STANDBY] {
+            assert!(settings(purpose).sql().contains("lock_timeout"), "{purpose:?}");
+        }
         for purpose in ALL.into_iter().filter(|purpose| purpose.shared) {
             assert!(purpose.statement_timeout.is_some_and(|limit| limit < TURN_TIMEOUT));
             assert!(settings(purpose).sql().contains("lock_timeout"), "{purpose:?}");

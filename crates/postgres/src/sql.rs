@@ -36,6 +36,10 @@ pub const OUTPUT: [(&str, &str); 7] = [
     ("quote_all_identifiers", "off"),
 ];
 
+/// A statement whose client is gone is given up within a second, also while it waits for a lock: without this the
+/// server notices only when it has something to say.
+const NOTICE_THE_END: &str = "SET client_connection_check_interval = '1s'";
+
 /// What a server searches where nobody says otherwise: for sessions that carry out the statements of
 /// others, such as the demo's customers.
 pub const SERVER_SEARCH_PATH: &str = "\"$user\", public";
@@ -242,7 +246,15 @@ impl Connection {
             "SET search_path = {pin}; {output}SET synchronous_commit = on; SET jit = off;
              SET idle_session_timeout = 0"
         );
-        client.batch_execute(&settings).await.map_err(refused)?;
+        let (pinned, noticed) =
+            tokio::join!(client.batch_execute(&settings), client.batch_execute(NOTICE_THE_END));
+        pinned.map_err(refused)?;
+        // A server of a system where it cannot be told whether the client is there refuses it.
+        if let Err(error) = noticed
+            && error.as_db_error().is_none()
+        {
+            return Err(refused(error));
+        }
         if search_path != SEARCH_PATH {
             let set = "SELECT pg_catalog.set_config('search_path', $1, false)";
             let path: [(&(dyn ToSql + Sync), Type); 1] = [(&search_path, Type::TEXT)];
@@ -377,6 +389,7 @@ pub fn is_row_error(error: &tokio_postgres::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::{session, start};
     use walhook_core::endpoint::Secret;
 
     #[tokio::test]
@@ -388,6 +401,26 @@ mod tests {
         let error = format!("{:#}", anyhow::Error::from(error));
         assert!(error.starts_with("cannot connect to 127.0.0.1:1: "), "{error}");
         assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn statement_that_is_given_up_ends_at_the_server_also_while_it_waits_for_a_lock() {
+        let (cluster, client) = start().await;
+        client.batch_execute("CREATE TABLE held (id bigint)").await.unwrap();
+        client.batch_execute("BEGIN; LOCK TABLE held IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        let waits_for_it = async |count: i64| {
+            while client.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) != count {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let given_up = session(&cluster).await;
+        tokio::select! {
+            read = given_up.batch_execute("TABLE held") => panic!("{read:?}"),
+            () = waits_for_it(1) => {}
+        }
+        drop(given_up);
+        waits_for_it(0).await;
     }
 
     #[tokio::test]

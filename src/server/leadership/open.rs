@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::OpenError;
 use crate::config::Config;
 use crate::server::known::{self, Known};
-use crate::server::sessions::{LEASE, SENTINEL, STREAM, open_state};
+use crate::server::sessions::{LEASE, SENTINEL, STREAM, open_source, open_state};
 use crate::server::{Stop, published};
 use walhook_core::halt::{self, SourceIdentity};
 use walhook_core::id::Epoch;
@@ -125,7 +125,7 @@ pub(super) async fn open(
     let settings = &config.source;
     let url = direct_url(config);
     // Past a pooler, whose sessions outlive the server's shutdown.
-    let sentinel = Connection::open(url, SENTINEL.name).await?;
+    let sentinel = open_source::<OpenError>(url, SENTINEL).await?;
     let mut replication = wire::connect(url, STREAM.name).await?;
     // Whoever follows can be on any timeline, and says nothing of what there is to read.
     if replication.is_standby().await? {

@@ -5,13 +5,13 @@ use tokio_postgres::Client;
 use super::open::direct_url;
 use super::{OpenError, StartError};
 use crate::config::Config;
-use crate::server::sessions::{Finding, LEASE, Need, SENTINEL, Verdict, findings};
+use crate::server::sessions::{Finding, LEASE, Need, SENTINEL, Verdict, findings, open_source};
 use walhook_postgres::sql::Connection;
 use walhook_postgres::{preflight, source};
 
 /// Refuses what is not in place at the source, all of it at once.
 pub(super) async fn preflight(config: &Config) -> Result<(), OpenError> {
-    let client = Connection::open(direct_url(config), SENTINEL.name).await?;
+    let client = open_source::<OpenError>(direct_url(config), SENTINEL).await?;
     // What it lacks, the primary may have.
     source::refuse_standby(&client).await?;
     let version = source::server_version(&client).await?;

@@ -1,8 +1,11 @@
 //! What the reader does without a stream: it waits for the next one, or for a halt to be due.
 
+use tokio::time::timeout;
+
 use super::Reader;
 use crate::server::leadership::{self, OpenError, Place, Session, reopen};
 use crate::server::stop::Stop;
+use crate::server::trouble::SLOW_FIX;
 use walhook_postgres::fix::Failure;
 
 impl Reader {
@@ -41,7 +44,14 @@ impl Reader {
                 biased;
                 () = self.drain.cancelled() => return Ok(None),
                 () = self.abort.cancelled() => return Ok(None),
-                opened = reopen(&self.config, &self.known, self.epoch, at, self.streaming.is_on()) => opened,
+                opened = timeout(
+                    leadership::OPEN_TIMEOUT,
+                    reopen(&self.config, &self.known, self.epoch, at, self.streaming.is_on()),
+                ) => opened,
+            };
+            let Ok(opened) = opened else {
+                self.stream_fails(&leadership::too_slow(), SLOW_FIX);
+                continue;
             };
             match opened {
                 Ok(session) => return Ok(Some(session)),

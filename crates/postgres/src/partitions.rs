@@ -21,7 +21,7 @@ pub(crate) fn partitions_of(oid: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::fixture::{session, start};
@@ -114,5 +114,34 @@ mod tests {
         // What waits fails. As a role for which policies are looked at.
         client.batch_execute("SET lock_timeout = '1s'; SET ROLE reader").await.unwrap();
         ask_everything(&client).await;
+    }
+
+    /// `DETACH PARTITION ... CONCURRENTLY` waits for the transactions that have read the root, often for minutes.
+    #[tokio::test]
+    async fn partition_that_is_being_detached_concurrently_is_covered_by_nobody_and_missed_by_nobody()
+     {
+        let (cluster, client) = start().await;
+        client.batch_execute(SCHEMA).await.unwrap();
+        let [reader, migration] = [session(&cluster).await, session(&cluster).await];
+        reader.batch_execute("BEGIN; TABLE orders").await.unwrap();
+        let detach =
+            migration.batch_execute("ALTER TABLE orders DETACH PARTITION low CONCURRENTLY");
+        let looks = async {
+            let pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending";
+            while client.query_one(pending, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let orders = BTreeSet::from(["public.orders".parse().unwrap()]);
+            let looked = coverage::look(&client, "by_root", &orders, 1).await.unwrap();
+            let seen = looked.tables.iter();
+            let seen: Vec<_> = seen.map(|seen| (&*seen.name.name, seen.covered.lack)).collect();
+            reader.batch_execute("COMMIT").await.unwrap();
+            assert_eq!(
+                BTreeMap::from_iter(seen),
+                BTreeMap::from([("orders", None), ("higher", None)])
+            );
+        };
+        let (detached, ()) = tokio::join!(detach, looks);
+        detached.unwrap();
     }
 }

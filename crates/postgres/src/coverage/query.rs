@@ -17,7 +17,8 @@ const FILTERS: i32 = 150_000;
 const LOCK_TIMEOUT: &str = "1s";
 
 /// The publication, and every table that is named or below one that is, in one snapshot. Temporary
-/// tables are nobody's but their session's; what is partitioned itself has no rows.
+/// tables are nobody's but their session's; what is partitioned itself has no rows. A partition that is being detached
+/// concurrently is none any more, also while that waits for open transactions: no new one writes to it as one.
 ///
 /// The row of `pg_attribute` is the one of ctid, which nothing ever alters: its xmin made the table.
 const MEMBERS: &str = r#"
@@ -38,6 +39,7 @@ const MEMBERS: &str = r#"
         UNION
         SELECT i.inhrelid, below.label FROM below
         JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) below.oid
+                                     AND NOT i.inhdetachpending
     ), tree AS (
         SELECT below.oid, pg_catalog.array_agg(below.label) AS labels FROM below GROUP BY below.oid
     )

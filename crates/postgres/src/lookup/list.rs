@@ -3,6 +3,7 @@
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
+use super::session::Patience;
 use super::statement::{Source, Types};
 use super::{LookupError, Lookups, Plan, row};
 use crate::sql::is_row_error;
@@ -50,6 +51,20 @@ impl Lookups {
     /// # Errors
     /// [`LookupError`]
     pub async fn list(
+        &self,
+        client: &Client,
+        which: Which<'_>,
+    ) -> Result<Vec<Listed>, LookupError> {
+        let patience = Patience::begin(self.lock_patience);
+        loop {
+            match self.list_now(client, which).await {
+                Err(error) if patience.has_more(&error).await => {}
+                listed => return listed,
+            }
+        }
+    }
+
+    async fn list_now(
         &self,
         client: &Client,
         which: Which<'_>,

@@ -51,6 +51,7 @@ use super::sql::is_row_error;
 use column::Column;
 use memory::Memory;
 use once::{Once, TooMuch};
+use session::{LOCK_PATIENCE, Patience};
 use statement::{Accounts, Source, Types, WeightSource};
 
 /// A look-up that takes longer may have lost the index that it goes by, or there may be one by now.
@@ -113,6 +114,8 @@ pub struct Lookups {
     max_bytes: usize,
     /// Of accounts with more rows than a few only the names are asked for, as far as there is an index.
     asks_for_few: bool,
+    /// How long it is tried where others hold a lock.
+    lock_patience: Duration,
     /// Never held across an await.
     memory: Mutex<Memory>,
 }
@@ -174,6 +177,7 @@ impl Lookups {
             prefix: settings::HEADER_PREFIX.to_owned(),
             max_bytes: usize::MAX,
             asks_for_few: false,
+            lock_patience: LOCK_PATIENCE,
             memory: Mutex::default(),
         }
     }
@@ -205,8 +209,22 @@ impl Lookups {
     /// endpoints are [`invalid`](Endpoint::invalid), or its routes [`refused`](Routes::refused).
     ///
     /// # Errors
-    /// [`LookupError`]; which see for what may be tried again.
+    /// [`LookupError`]; which see for what may be tried again. A lock that others hold is waited for.
     pub async fn fetch(
+        &self,
+        client: &Client,
+        accounts: &[AccountId],
+    ) -> Result<Fetched, LookupError> {
+        let patience = Patience::begin(self.lock_patience);
+        loop {
+            match self.fetch_now(client, accounts).await {
+                Err(error) if patience.has_more(&error).await => {}
+                fetched => return fetched,
+            }
+        }
+    }
+
+    async fn fetch_now(
         &self,
         client: &Client,
         accounts: &[AccountId],

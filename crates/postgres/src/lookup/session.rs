@@ -3,19 +3,56 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant, sleep};
 use tokio_postgres::error::SqlState;
 
 use super::{Fetched, LookupError, LookupSettings, Lookups};
 use crate::error::SourceError;
-use crate::sql::{ConnectError, Connection};
+use crate::op::EQ;
+use crate::sql::Connection;
 use crate::timelines::Primary;
 use crate::{row_security, source};
 use walhook_core::event::AccountId;
 
-/// A look-up that waits longer for a lock fails, and says so; one that takes longer likewise. Another
-/// table that a migration holds must not look like a slow network.
-const LOCK_LIMIT: &str = "SET lock_timeout = '5s'";
+/// A statement waits so long at most for a lock, while it holds those of other tables that it reads. An application
+/// that wants one of them, and holds what the statement waits for, looks for a deadlock after `deadlock_timeout`, and
+/// would be ended for it: by then we have given way.
+fn lock_limit() -> String {
+    format!(
+        "SELECT pg_catalog.set_config('lock_timeout',
+             greatest(1, least(500, setting::pg_catalog.int4 OPERATOR(pg_catalog./) 2))::pg_catalog.text, false)
+         FROM pg_catalog.pg_settings WHERE name {EQ} 'deadlock_timeout'"
+    )
+}
+
+/// How long a look-up tries in all where others hold a lock. Another table that a migration holds must not look like a
+/// slow network.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries: those that queue behind us come first.
+const LOCK_PAUSE: Duration = Duration::from_millis(250);
+
+/// For how long a look-up is made again where others hold a lock.
+#[derive(Debug)]
+pub(super) struct Patience {
+    until: Instant,
+}
+
+impl Patience {
+    pub(super) fn begin(patience: Duration) -> Self {
+        Self { until: Instant::now() + patience }
+    }
+
+    /// Whether a look-up that ended so is to be made again; not at once.
+    pub(super) async fn has_more(&self, error: &LookupError) -> bool {
+        let LookupError::Sql(error) = error else { return false };
+        if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) || Instant::now() >= self.until {
+            return false;
+        }
+        sleep(LOCK_PAUSE).await;
+        true
+    }
+}
 
 /// How long a statement may take, where nothing else is said.
 pub(super) const USUAL: Duration = Duration::from_secs(30);
@@ -27,16 +64,18 @@ const HIDE_NOTHING: &str = "SET row_security = off";
 const HIDE: &str = "SET row_security = on";
 
 /// Opens a session for look-ups. It alone has the path that `endpoints.search_path` names, for
-/// functions behind a view that rely on one; statements of ours are safe under any.
+/// functions behind a view that rely on one; statements of ours are safe under any. None waits long for a lock.
 ///
 /// # Errors
-/// [`ConnectError`]
+/// [`LookupError::Connect`], [`LookupError::Sql`].
 pub async fn connect(
     settings: LookupSettings<'_>,
     application_name: &str,
-) -> Result<Connection, ConnectError> {
+) -> Result<Connection, LookupError> {
     let path = &settings.endpoints.search_path;
-    Connection::open_with_path(settings.url, application_name, path).await
+    let client = Connection::open_with_path(settings.url, application_name, path).await?;
+    client.query(&lock_limit(), &[]).await?;
+    Ok(client)
 }
 
 /// A session whose look-ups come to an end, and in which no row is hidden without a word: an account
@@ -59,7 +98,7 @@ impl LookupSession {
         application_name: &str,
     ) -> Result<Self, LookupError> {
         let client = connect(settings, application_name).await?;
-        client.batch_execute(&format!("{LOCK_LIMIT}; {HIDE_NOTHING}")).await?;
+        client.batch_execute(HIDE_NOTHING).await?;
         let session = Self { client, has_policies: AtomicBool::new(false) };
         session.limit(USUAL).await?;
         Ok(session)

@@ -2,6 +2,7 @@
 
 mod apart;
 mod costly;
+mod locks;
 mod rubbish;
 
 use tokio_postgres::types::{ToSql, Type};
@@ -11,12 +12,13 @@ use crate::fix::Failure;
 use crate::fixture::{session, start};
 use walhook_core::endpoint::Secret;
 
+#[derive(serde::Deserialize)]
+struct Tables {
+    endpoints: settings::Endpoints,
+    accounts: Option<settings::Accounts>,
+}
+
 fn lookups(toml: &str) -> Lookups {
-    #[derive(serde::Deserialize)]
-    struct Tables {
-        endpoints: settings::Endpoints,
-        accounts: Option<settings::Accounts>,
-    }
     let tables: Tables = toml::from_str(toml).unwrap();
     Lookups::new(&tables.endpoints, tables.accounts.as_ref())
 }

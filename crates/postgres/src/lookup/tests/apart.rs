@@ -118,7 +118,7 @@ async fn outage_of_look_ups_is_no_matter_of_single_accounts() {
     let admin = session(&cluster).await;
     client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
     let session = LookupSession { client, has_policies: AtomicBool::new(false) };
-    let lookups = lookups(PLAIN);
+    let lookups = Lookups { lock_patience: Duration::ZERO, ..lookups(PLAIN) };
     let mut apart = Apart::new(SHORT);
     session.limit(SHORT.batch).await.unwrap();
     apart.fetch(&session, &lookups, &accounts(1..=9)).await.unwrap();

@@ -26,7 +26,8 @@ pub struct Args {
     #[arg(long, value_name = "SERVER", num_args = 0..=1, require_equals = true,
           default_missing_value = "self-hosted")]
     print_sql: Option<Server>,
-    /// How long to try to create the slot, which waits for the transactions open at that moment
+    /// How long to try where a step waits: the slot for the transactions open at that moment, the publication for locks
+    /// on its tables
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
     /// Take the slot of our name that is there for ours: its state tables were lost, and it still has what was not

@@ -6,8 +6,10 @@
 //! completed by running it again.
 
 pub(super) mod alone;
+mod blockers;
 mod first;
 mod grants;
+mod locked;
 mod own;
 mod owner;
 mod publication;
@@ -92,7 +94,7 @@ pub(crate) struct ScriptView {
 pub(crate) struct Options<'a> {
     /// As this administrator in the source.
     pub(crate) admin: Option<&'a Secret>,
-    /// How long to try to create the slot.
+    /// How long to try what waits for others: the publication for locks, the slot for open transactions.
     pub(crate) wait: Duration,
     /// A slot of our name that is there is ours, although no state table says so.
     pub(crate) adopts_slot: bool,
@@ -174,7 +176,7 @@ async fn steps(
     tables::state_schema(config, &sessions, relations.tables.len(), report).await?;
     grants::grants(config, &sessions, report).await?;
     usable(config, &sessions, slot.as_ref(), before).await?;
-    publication::publication(config, client, wanted, slot.as_ref(), before, report).await?;
+    publication::publication(config, client, wanted, slot.as_ref(), before, wait, report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
     first::first_rows(config, &sessions, begin, checkpoint, report).await?;
     tables::raise_version(config, sessions.state(), report).await

@@ -1,11 +1,13 @@
 //! The publication: made where it is missing, completed where it lacks something.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio_postgres::Client;
 
 use super::first::Checkpoint;
+use super::locked::Waiting;
 use super::script::{self, published};
 use super::{Did, Report};
 use crate::config::Config;
@@ -61,8 +63,10 @@ pub(super) async fn publication(
     Wanted { tables: wanted, children, partitioned, generated }: Wanted,
     slot: Option<&Slot>,
     checkpoint: Option<&Checkpoint>,
+    wait: Duration,
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
+    let mut waiting = Waiting::new(wait, &mut report.tell);
     let name = &config.source.publication;
     let step = format!("publication {name}");
     let mut list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -85,12 +89,12 @@ pub(super) async fn publication(
                 return Err(Failure::Usage(other.into()));
             }
         }
-        let (has_children, all) =
-            (children.exist, wanted.union(&children.missing).cloned().collect());
+        let all: BTreeSet<TableName> = wanted.union(&children.missing).cloned().collect();
+        let has_children = children.exist;
         let sql = script::create_publication(name, &all, has_children, generated);
         let mark = Mark::of(&config.source.slot).to_sql(name);
         // One transaction: what we made is never without its mark.
-        create(client, &format!("{sql}; {mark}")).await?;
+        create(client, &format!("{sql}; {mark}"), &all, &mut waiting).await?;
         if slot.is_some() {
             list.push_str(&format!(
                 "; it was missing, and past a row that was written without it the slot {} cannot be read: \
@@ -110,8 +114,11 @@ pub(super) async fn publication(
     }
     let missing = wanted.iter().filter(|table| !found.tables.contains(*table));
     let missing: BTreeSet<&TableName> = missing.chain(&children.missing).collect();
-    if !missing.is_empty() {
-        alter(client, &script::add_to_publication(name, &missing, children.exist)).await?;
+    // One by one: none is locked while another is waited for.
+    for table in &missing {
+        let one = BTreeSet::from([*table]);
+        let sql = script::add_to_publication(name, &one, children.exist);
+        waiting.run(client, &sql, &one).await?.with_context(|| cannot_alter(&sql))?;
     }
     let mut changes: Vec<String> =
         missing.into_iter().map(|table| format!("{table} added")).collect();
@@ -218,20 +225,26 @@ fn no_identity(table: &str, name: &str) -> String {
 }
 
 /// Makes the publication; what `--print-sql` prints does too.
-async fn create(client: &Client, sql: &str) -> Result<()> {
+async fn create(
+    client: &Client,
+    sql: &str,
+    tables: &BTreeSet<TableName>,
+    waiting: &mut Waiting<'_, '_>,
+) -> Result<()> {
     let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
-    client.batch_execute(sql).await.with_context(failed)
+    waiting.run(client, sql, &tables.iter().collect()).await?.with_context(failed)
 }
 
 /// Changes one that is there.
 async fn alter(client: &Client, sql: &str) -> Result<()> {
-    let failed = || {
-        format!(
-            "cannot run `{sql}`: a role that owns the publication, and tables that it adds, can; have it \
-             do so, or use --admin-url"
-        )
-    };
-    client.batch_execute(sql).await.with_context(failed)
+    client.batch_execute(sql).await.with_context(|| cannot_alter(sql))
+}
+
+fn cannot_alter(sql: &str) -> String {
+    format!(
+        "cannot run `{sql}`: a role that owns the publication, and tables that it adds, can; have it \
+         do so, or use --admin-url"
+    )
 }
 
 /// The table.

@@ -159,7 +159,12 @@ pub(super) fn whole(
     script.comment("`walhook teardown`: whose it is, and who reads it.");
     let create = create_publication(publication, &published, false, false);
     let mark = Mark::of(&config.source.slot).to_sql(publication);
+    script.comment(
+        "So long a migration that waits for one of these tables is not ended as deadlocked.",
+    );
+    script.statement("SET lock_timeout = '1500ms'");
     script.statement(&create_guarded(publication, &format!("{create};\n    {mark}")));
+    script.statement("RESET lock_timeout");
     let own_database = config.state.url.is_some();
     if own_database {
         script.0.push('\n');

@@ -7,9 +7,10 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::blockers::blockers;
 use crate::control::{Progress, Tell};
 use walhook_core::lsn::Lsn;
-use walhook_postgres::op::{CAT, EQ, NE};
+use walhook_postgres::op::{CAT, EQ};
 use walhook_postgres::source;
 
 /// Slots that follow a promotion came with version 17.
@@ -52,7 +53,7 @@ pub(crate) async fn create_slot_within(
             let fix = fix(client, &error).await?;
             return Err(error).with_context(|| format!("cannot create the slot {name}; {fix}"));
         }
-        let blockers = blockers(client).await?;
+        let blockers = blockers(client, &holds_transaction(), &[]).await?;
         if Instant::now() >= deadline {
             bail!(
                 "the slot {name} waits for open transactions of {blockers}; end them, or try longer \
@@ -99,26 +100,6 @@ async fn fix(client: &Client, error: &tokio_postgres::Error) -> Result<String> {
 }
 
 /// Who holds the transactions that a new slot waits for: all with a transaction id, in any database.
-async fn blockers(client: &Client) -> Result<String> {
-    let rows = client
-        .query(
-            &format!("SELECT DISTINCT
-                    CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
-                    ELSE pg_catalog.format('pid %s (%s, %s, %s)', l.pid, a.usename,
-                                CASE WHEN a.application_name {NE} '' THEN a.application_name ELSE 'no application name' END,
-                                coalesce(a.state, 'state unknown')) END
-             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid {EQ} l.pid
-             WHERE l.locktype {EQ} 'transactionid' AND l.mode {EQ} 'ExclusiveLock' AND l.granted
-               AND (l.pid IS NULL OR l.pid {NE} pg_catalog.pg_backend_pid())
-             ORDER BY 1"),
-            &[],
-        )
-        .await?;
-    let names: Vec<String> =
-        rows.iter().map(|row| row.try_get(0)).collect::<std::result::Result<_, _>>()?;
-    if names.is_empty() {
-        Ok("sessions that have just ended".to_owned())
-    } else {
-        Ok(names.join(", "))
-    }
+fn holds_transaction() -> String {
+    format!("l.locktype {EQ} 'transactionid' AND l.mode {EQ} 'ExclusiveLock' AND l.granted")
 }

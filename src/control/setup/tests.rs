@@ -60,6 +60,56 @@ async fn setup_adds_the_tables_of_new_rules_to_the_publication() {
 }
 
 #[tokio::test]
+async fn setup_waits_for_the_lock_of_a_table_names_who_has_it_and_locks_no_other_meanwhile() {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE TABLE ahead (LIKE subscribers INCLUDING ALL); CREATE TABLE later (LIKE ahead INCLUDING ALL)").await;
+    let rule = |table: &str| {
+        format!(
+            "[[events]]\ntype = \"{table}.c\"\ntable = \"public.{table}\"\non = [\"insert\"]\n\
+             account = \"account_id\"\ncolumns = [\"id\"]\n"
+        )
+    };
+    let config = fixture.config(&[rule("ahead"), rule("later")].concat());
+    let migration = fixture.connect().await;
+    migration
+        .batch_execute("SET application_name = 'migration'; BEGIN; LOCK TABLE later")
+        .await
+        .unwrap();
+    let error = format!("{:#}", steps(&config, None, SOON).await.unwrap_err());
+    assert!(
+        error.contains("waits for a lock on") && error.contains("postgres, migration, idle"),
+        "{error}"
+    );
+    assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+    migration.batch_execute("COMMIT").await.unwrap();
+    steps(&fixture.config(""), None, SOON).await.unwrap();
+
+    migration.batch_execute("BEGIN; LOCK TABLE later").await.unwrap();
+    let (said, mut hears) = tokio::sync::mpsc::channel(9);
+    let options = Options {
+        admin: None,
+        wait: Duration::from_secs(60),
+        adopts_slot: false,
+        adds_pipeline: false,
+    };
+    let mut tell = |progress: Progress<'_>| {
+        if let Progress::Note(note) = progress {
+            said.try_send(note.to_owned()).unwrap();
+        }
+    };
+    let goes_on = async {
+        let said = hears.recv().await.unwrap();
+        assert!(said.contains("for a lock on public.later of pid "), "{said}");
+        migration
+            .batch_execute("SET LOCAL lock_timeout = '300ms'; LOCK TABLE ahead; COMMIT")
+            .await
+            .unwrap();
+    };
+    let (set_up, ()) = tokio::join!(set_up(&config, options, &mut tell), goes_on);
+    assert!(set_up.unwrap().steps[1].detail.contains("public.later added"));
+}
+
+#[tokio::test]
 async fn setup_says_that_another_pipeline_reads_the_publication_and_needs_its_owner_for_that() {
     let fixture = Fixture::start().await;
     steps(&fixture.config(""), None, SOON).await.unwrap();

@@ -179,6 +179,9 @@ fn fix(config: &Config, error: &LookupError) -> Option<String> {
         | LookupError::Many(_)
         | LookupError::TypeChanged => return Some(error.fix().into_owned()),
     };
+    if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
+        return Some(error.fix().into_owned());
+    }
     if error.code().is_some_and(|code| MISSING.contains(code)) {
         return Some(format!(
             "{table} is read under the search_path {}: name the schemas that its functions rely on in \

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::endpoints::{Query, list};
 use crate::control::fixture::Fixture;
 use crate::control::setup;
 
@@ -262,6 +263,25 @@ async fn check_names_missing_privileges_and_hidden_rows() {
     let found = complaints(&config).await;
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].starts_with("fail  row-level security: hides rows of public.webhooks"));
+}
+
+#[tokio::test]
+async fn check_and_list_say_that_the_endpoint_table_is_locked() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let migration = fixture.connect().await;
+    migration.batch_execute("BEGIN; LOCK TABLE webhooks, subscribers").await.unwrap();
+    let query = Query { limit: 1, ..Query::default() };
+    let (found, listed) = tokio::join!(complaints(&config), list(&config, &query));
+    let locked = found.iter().filter(|line| line.starts_with("fail"));
+    let [line] = &locked.collect::<Vec<_>>()[..] else { panic!("{found:?}") };
+    assert!(line.contains("lock timeout") && line.contains("pg_locks shows"), "{line}");
+    let refused = format!("{:#}", listed.unwrap_err());
+    assert!(
+        refused.contains("cannot read the endpoint table") && refused.contains("55P03"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use crate::error::SourceError;
 use crate::op::{EQ, GT, NE};
-use crate::partitions::partitions_of;
+use crate::partitions::tree_of;
 use crate::pg::Conninfo;
 use crate::published::published_by;
 use crate::timelines::Primary;
@@ -360,12 +360,12 @@ pub async fn table(
 }
 
 async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>, tokio_postgres::Error> {
-    let below = partitions_of("$1");
+    let tree = tree_of("$1");
     let rows = client
         .query(
             &format!(
                 "SELECT c.oid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_class c
-             WHERE (c.oid {EQ} $1 OR c.oid {EQ} ANY ({below}))
+             WHERE c.oid {EQ} ANY ({tree})
                AND c.relkind {EQ} 'r'
                AND NOT CASE
                    WHEN c.relreplident {EQ} 'f' THEN true
@@ -388,14 +388,14 @@ async fn whole_with_virtual(
     client: &Client,
     oid: u32,
 ) -> Result<Vec<(String, String)>, tokio_postgres::Error> {
-    let below = partitions_of("$1");
+    let tree = tree_of("$1");
     let rows = client
         .query(
             &format!(
                 "SELECT DISTINCT ON (1) c.oid::pg_catalog.regclass::pg_catalog.text,
                     a.attname::pg_catalog.text
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} c.oid
-             WHERE (c.oid {EQ} $1 OR c.oid {EQ} ANY ({below}))
+             WHERE c.oid {EQ} ANY ({tree})
                AND c.relkind {EQ} 'r' AND c.relreplident {EQ} 'f'
                AND a.attnum {GT} 0 AND NOT a.attisdropped AND a.attgenerated {EQ} 'v'
              ORDER BY 1, a.attnum"
@@ -407,14 +407,14 @@ async fn whole_with_virtual(
 }
 
 async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool, tokio_postgres::Error> {
-    let below = partitions_of("$1");
+    let tree = tree_of("$1");
     let row = client
         .query_one(
             &format!(
                 "SELECT EXISTS (
                  SELECT FROM pg_catalog.pg_class c
                      JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} c.oid
-                 WHERE (c.oid {EQ} $1 OR c.oid {EQ} ANY ({below}))
+                 WHERE c.oid {EQ} ANY ({tree})
                    AND c.relkind {EQ} 'r' AND a.attnum {GT} 0 AND NOT a.attisdropped
                    AND a.attgenerated {EQ} 's'
                    AND CASE WHEN c.relreplident {EQ} 'f' THEN true ELSE EXISTS (

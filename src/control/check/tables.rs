@@ -27,7 +27,6 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     let publication = source::publication(client, &config.source.publication).await?;
     let mut names = published(config)?;
     names.extend(looked_up(config)?);
-    names.extend(publication.iter().flat_map(|publication| publication.tables.iter().cloned()));
     let mut tables = Tables::new();
     for name in names {
         if let Some(table) = source::table(client, &name).await? {

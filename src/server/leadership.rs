@@ -13,7 +13,7 @@ use self::open::{check_slot, direct_url, open, store_promotion};
 use self::preflight::preflight;
 use super::backoff::Backoff;
 use super::known::Known;
-use super::rulebook::compile_rules;
+use super::rulebook::compile_with;
 use super::sessions::{LEASE, SENTINEL, STANDBY, open_source, open_state};
 use super::{Stop, labels, published};
 use crate::config::{Config, Streaming};
@@ -25,6 +25,7 @@ use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::Start;
 use walhook_decode::change::Changes;
+use walhook_postgres::catalog::WhichTypes;
 use walhook_postgres::lookup::{LookupError, Lookups};
 use walhook_postgres::pg::Conninfo;
 use walhook_postgres::refused_writes::refused_writes;
@@ -259,9 +260,12 @@ async fn check_fit(
         Checks::Takeover => EndpointTable::LookedUp,
         Checks::First | Checks::Restart => EndpointTable::Checked,
     };
-    let rules = compile_rules(config, client, system, endpoints).await?;
+    let publication = source::publication(client, &config.source.publication).await?;
+    let publication = publication.as_ref();
+    let rules =
+        compile_with(config, client, publication, WhichTypes::All, system, endpoints).await?;
     // After the rules: one that names no table at all is the configuration's fault.
-    let published = published::check(config, client).await?;
+    let published = published::check(config, client, publication).await?;
     if let Err(Halt::PublicationMissing { .. }) = published {
         let last = store.last_look().await?;
         if let Some(other) = published::other_publication(config, client, last).await? {
@@ -273,7 +277,7 @@ async fn check_fit(
         return Ok(rules);
     }
     if checks == Checks::First {
-        published::unwatched(config, client).await?.map_err(OpenError::of_halt)?;
+        published::unwatched(config, client, publication).await?.map_err(OpenError::of_halt)?;
         refuse_to_break_writes(config, client).await?;
     }
     published::check_rows(config, client).await?.map_err(OpenError::of_halt)?;

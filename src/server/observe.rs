@@ -12,7 +12,7 @@ use super::coverage::Watcher;
 use super::error::TaskError;
 use super::held::Held;
 use super::leadership::StartError;
-use super::rulebook::{RulesError, compile_rules};
+use super::rulebook::{RulesError, compile_with};
 use super::sessions::Sessions;
 use super::tasks::{Until, Work};
 use super::{Stop, published};
@@ -22,8 +22,10 @@ use crate::server::metrics::Metrics;
 use crate::server::trouble::Part;
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::catalog::WhichTypes;
 use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
 use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::source::{self, Publication};
 use walhook_postgres::sql::Connection;
 use walhook_postgres::standbys;
 use walhook_process::clock::unix_us;
@@ -32,6 +34,13 @@ use walhook_state::Overview;
 
 /// Often enough for an alert, seldom enough to cost nothing.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// Where there is much to look at, so that a look takes long, the pause after it is so many times that: at most a tenth
+/// of one of the server's cores.
+const TIMES_THE_LOOK: u32 = 10;
+
+/// But what has gone wrong is to be noticed within this time.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
 /// What becomes of changes that lack what a rule needs.
 const DEAD: &str = "until then such changes become dead letters";
@@ -79,14 +88,20 @@ impl Work for Observer {
         loop {
             let sessions = Arc::clone(&self.sessions);
             let client = sessions.source().await?;
+            let began = Instant::now();
             let looked = timeout(LOOK_TIMEOUT, self.look(&client)).await;
             let Ok(looked) = looked else { return Err(TaskError::NoAnswer(LOOK_TIMEOUT)) };
             client.end();
             looked?;
             self.tell.works(Self::PART);
-            sleep(self.held.pause().unwrap_or(EVERY)).await;
+            sleep(pause(self.held.pause().unwrap_or(EVERY), began.elapsed())).await;
         }
     }
+}
+
+/// How long until the next look after one that took so long.
+fn pause(usual: Duration, took: Duration) -> Duration {
+    usual.max((took * TIMES_THE_LOOK).min(AT_LEAST_EVERY))
 }
 
 impl Observer {
@@ -173,10 +188,13 @@ impl Observer {
         let config = &self.sessions.config;
         let (wal_end, published, watched, refused, fit) = client
             .in_one_transaction(async {
-                let published = published::check(config, client).await?;
-                let watched = published::unwatched(config, client).await?;
-                let refused = refused_writes(client, &config.source.publication).await?;
-                let fit = fit(config, client).await?;
+                let name = &config.source.publication;
+                let publication = source::publication(client, name).await?;
+                let publication = publication.as_ref();
+                let published = published::check(config, client, publication).await?;
+                let watched = published::unwatched(config, client, publication).await?;
+                let refused = refused_writes(client, name).await?;
+                let fit = fit(config, client, publication).await?;
                 // Last: what no longer fits became so before this end of the WAL.
                 let slot = slot::read(client, &config.source.slot).await?;
                 let wal_end = slot.map_or(Lsn::ZERO, |slot| slot.wal_end);
@@ -233,11 +251,26 @@ impl Halting {
 async fn fit(
     config: &Config,
     client: &Connection,
+    publication: Option<&Publication>,
 ) -> Result<Result<Vec<String>, String>, TaskError> {
+    let (types, endpoints) = (WhichTypes::OfColumns, EndpointTable::LookedUp);
     // The number only goes into the ids of events.
-    match compile_rules(config, client, 0, EndpointTable::LookedUp).await {
+    match compile_with(config, client, publication, types, 0, endpoints).await {
         Ok(rules) => Ok(Ok(rules.weak().iter().map(|weak| format!("{weak}; {DEAD}")).collect())),
         Err(error @ RulesError::Broken(_)) => Ok(Err(error.to_string().replace('\n', "; "))),
         Err(RulesError::Source(error)) => Err(TaskError::Source(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_that_takes_long_is_followed_by_a_longer_pause_up_to_half_a_minute() {
+        for (took_ms, pause_ms) in [(0, 5_000), (400, 5_000), (900, 9_000), (9_000, 30_000)] {
+            let [took, expected] = [took_ms, pause_ms].map(Duration::from_millis);
+            assert_eq!(pause(EVERY, took), expected, "{took:?}");
+        }
     }
 }

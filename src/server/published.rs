@@ -23,15 +23,16 @@ use walhook_postgres::sql::Connection;
 pub(super) async fn check(
     config: &Config,
     client: &Connection,
+    publication: Option<&Publication>,
 ) -> Result<Result<(), Halt>, SourceError> {
     let name = &config.source.publication;
-    let Some(publication) = source::publication(client, name).await? else {
+    let Some(publication) = publication else {
         let problem = format!("publication {name:?} does not exist");
         return Ok(Err(Halt::PublicationMissing { problem }));
     };
     let rules = config.rule_tables().map(str::parse::<TableName>);
     let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>()?;
-    if let Some(problem) = find_problem(config, &publication, &tables) {
+    if let Some(problem) = find_problem(config, publication, &tables) {
         if let Some(missing) = missing(client, &tables).await? {
             return Ok(Err(Halt::RuleBroken(missing)));
         }
@@ -64,11 +65,12 @@ pub(crate) async fn other_publication(
 pub(super) async fn unwatched(
     config: &Config,
     client: &Connection,
+    publication: Option<&Publication>,
 ) -> Result<Result<(), Halt>, SourceError> {
     let name = &config.source.publication;
-    let Some(publication) = source::publication(client, name).await? else { return Ok(Ok(())) };
+    let Some(publication) = publication else { return Ok(Ok(())) };
     let tables = needed(config)?;
-    let Some(problem) = find_problem(config, &publication, &tables) else { return Ok(Ok(())) };
+    let Some(problem) = find_problem(config, publication, &tables) else { return Ok(Ok(())) };
     let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
     Ok(Err(Halt::Unpublished { publication: name.clone(), problem }))
 }

@@ -10,9 +10,9 @@ use tokio::time::timeout;
 use crate::config::Config;
 use walhook_core::halt::Halt;
 use walhook_decode::pgoutput::{Message, Relation};
-use walhook_postgres::catalog::{self, Standing};
+use walhook_postgres::catalog::{self, Standing, WhichTypes};
 use walhook_postgres::error::SourceError;
-use walhook_postgres::source;
+use walhook_postgres::source::{self, Publication};
 use walhook_postgres::sql::Connection;
 use walhook_rules::rule::{EndpointTable, Lacks, RuleBroken, RuleError, Rules};
 
@@ -57,9 +57,22 @@ pub(super) async fn compile_rules(
     system: u64,
     endpoints: EndpointTable,
 ) -> Result<Rules, RulesError> {
+    let publication = source::publication(client, &config.source.publication).await?;
+    compile_with(config, client, publication.as_ref(), WhichTypes::All, system, endpoints).await
+}
+
+/// The same where the publication has been read, with these types.
+pub(super) async fn compile_with(
+    config: &Config,
+    client: &Connection,
+    publication: Option<&Publication>,
+    types: WhichTypes,
+    system: u64,
+    endpoints: EndpointTable,
+) -> Result<Rules, RulesError> {
     let settings = config.rules();
-    let mut catalog = catalog::load(client, settings.tables()).await?;
-    if let Some(publication) = source::publication(client, &config.source.publication).await? {
+    let mut catalog = catalog::load_with(client, settings.tables(), types).await?;
+    if let Some(publication) = publication {
         catalog.leave_out(&publication.lists, publication.generated);
     }
     Rules::compile_with(settings, &catalog, system, endpoints).map_err(RulesError::Broken)

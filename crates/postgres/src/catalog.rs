@@ -1,12 +1,12 @@
 //! Reads the [`Catalog`] with SQL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
 
 use crate::error::SourceError;
-use crate::op::{EQ, GE, GT, LE, PLUS};
+use crate::op::{EQ, GE, GT, LE, LT, PLUS};
 use crate::published::published_by;
 use crate::source::server_version;
 use walhook_core::catalog::ReplicaIdentity;
@@ -98,18 +98,35 @@ fn tables_sql() -> String {
     )
 }
 
-/// Domains and arrays: all else is written as text, or built in.
+/// Which types are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichTypes {
+    /// All: a stream describes tables as they were.
+    All,
+    /// Those that the tables' columns have now. Each table has two of its own, which need not be read.
+    OfColumns,
+}
+
+/// Domains and arrays: all else is written as text, or built in. `$1` are the types of columns.
 ///
 /// An array is the `typarray` of its element: int2vector and point have a `typelem` too, and are
 /// none.
-fn types_sql() -> String {
+fn types_sql(which: WhichTypes) -> String {
+    let of_columns = format!(
+        "AND (t.oid {LT} 16384 OR t.typtype {EQ} 'd' OR t.oid {EQ} ANY ($1::pg_catalog.oid[])
+              OR t.oid {EQ} ANY (ARRAY(SELECT d.typbasetype FROM pg_catalog.pg_type d
+                                       WHERE d.typtype {EQ} 'd')))"
+    );
+    let which = match which {
+        WhichTypes::All => "AND $1::pg_catalog.oid[] IS NOT NULL",
+        WhichTypes::OfColumns => &of_columns,
+    };
     format!(
         "
     SELECT t.oid, t.typbasetype, e.oid AS element, e.typdelim::pg_catalog.text AS delimiter
     FROM pg_catalog.pg_type t
     LEFT JOIN pg_catalog.pg_type e ON e.typarray {EQ} t.oid
-    WHERE t.typtype {EQ} 'd' OR e.oid IS NOT NULL
-       OR t.oid {GE} 16384"
+    WHERE (t.typtype {EQ} 'd' OR e.oid IS NOT NULL OR t.oid {GE} 16384) {which}"
     )
 }
 
@@ -122,6 +139,18 @@ pub async fn load<N: AsRef<str>>(
     client: &Client,
     names: impl IntoIterator<Item = N>,
 ) -> Result<Catalog, SourceError> {
+    load_with(client, names, WhichTypes::All).await
+}
+
+/// The same with these types.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_with<N: AsRef<str>>(
+    client: &Client,
+    names: impl IntoIterator<Item = N>,
+    which: WhichTypes,
+) -> Result<Catalog, SourceError> {
     let mut schemas = Vec::new();
     let mut tables = Vec::new();
     for name in names {
@@ -132,7 +161,10 @@ pub async fn load<N: AsRef<str>>(
     let rows = client.query(&tables_sql(), &[&schemas, &tables]).await;
     let rows = rows.map_err(SourceError::of("cannot read the tables from the source's catalog"))?;
     let tables = rows.iter().map(table).collect::<Result<Vec<_>, _>>()?;
-    let rows = client.query(&types_sql(), &[]).await;
+    let columns = tables.iter().flat_map(|table: &Table| &table.columns);
+    let of_columns: BTreeSet<u32> = columns.map(|column| column.type_oid).collect();
+    let of_columns: Vec<u32> = of_columns.into_iter().collect();
+    let rows = client.query(&types_sql(which), &[&of_columns]).await;
     let rows = rows.map_err(SourceError::of("cannot read the types from the source's catalog"))?;
     let shapes = rows.iter().map(shape).collect::<Result<BTreeMap<_, _>, _>>()?;
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))

@@ -75,7 +75,9 @@ pub(in crate::server) async fn reopen(
     }
     store_promotion(&mut store, session.promoted).await?;
     check_slot(config, &session.sentinel, at, at).await?;
-    let published = published::check(config, &session.sentinel).await;
+    let publication = source::publication(&session.sentinel, &config.source.publication).await;
+    let publication = publication.map_err(|error| OpenError::passing(SourceError::from(error)))?;
+    let published = published::check(config, &session.sentinel, publication.as_ref()).await;
     published.map_err(OpenError::passing)??;
     Ok(session)
 }

@@ -30,6 +30,29 @@ const SCHEMA: &str = r#"
 "#;
 
 #[tokio::test]
+async fn types_of_columns_are_known_alike_where_no_others_are_read() {
+    let (_cluster, client) = start().await;
+    let columns = "
+        CREATE DOMAIN many_counts AS counts;
+        CREATE DOMAIN moods AS mood[];
+        CREATE TYPE pair AS (a int, b mood);
+        CREATE TABLE every (a count, b counts, c many_counts, d moods, e mood, f mood[], g plain, h plain[],
+            i pair, j pair[], k int4range, l int[], m text, n int2vector)";
+    client.batch_execute(&[SCHEMA, columns].concat()).await.unwrap();
+    let all = load(&client, ["every", "plain"]).await.unwrap();
+    let few = load_with(&client, ["every", "plain"], WhichTypes::OfColumns).await.unwrap();
+    for column in ["every", "plain"].iter().flat_map(|table| &all.find(table).unwrap().columns) {
+        let kinds = [&all, &few].map(|catalog| catalog.types.kind(column.type_oid));
+        assert!(kinds[0].is_some() && kinds[0] == kinds[1], "{}: {kinds:?}", column.name);
+        assert_eq!(all.types.base(column.type_oid), few.types.base(column.type_oid));
+    }
+    let row = client.query_one("SELECT oid FROM pg_type WHERE typname = 'nothing'", &[]).await;
+    let of_another: u32 = row.unwrap().get(0);
+    assert!(all.types.kind(of_another).is_some());
+    assert_eq!(few.types.kind(of_another), None);
+}
+
+#[tokio::test]
 async fn catalog_tells_of_tables_keys_identities_and_partitions() {
     let (_cluster, client) = start().await;
     client.batch_execute(SCHEMA).await.unwrap();

@@ -60,7 +60,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if common.json {
         print_json(&status)?;
     } else {
-        print_line(&text(&status))?;
+        print_line(&text(&status, config.workers.is_some()))?;
     }
     match status.halted {
         Some(halt) => Err(Failure::Halted(halt.reason)),
@@ -75,10 +75,10 @@ const NAMED: usize = 10;
 const NAME_WIDTH: usize = 13;
 
 /// The whole of it, a line for each thing.
-fn text(status: &StatusView) -> String {
+fn text(status: &StatusView, expects_workers: bool) -> String {
     let mut lines = whereabouts(status);
     lines.extend(work::lines(status));
-    lines.extend(amounts(status));
+    lines.extend(amounts(status, expects_workers));
     lines.extend(records(status));
     let lines: Vec<String> = lines.iter().map(|(name, value)| line(name, value)).collect();
     lines.join("\n")
@@ -126,7 +126,7 @@ fn whereabouts(status: &StatusView) -> Lines {
 }
 
 /// How much there is of what.
-fn amounts(status: &StatusView) -> Lines {
+fn amounts(status: &StatusView, expects_workers: bool) -> Lines {
     let mut lines = vec![
         ("settled", format!("{} rows ahead of the checkpoint", status.settled_rows)),
         ("deferred", status.deferred.to_string()),
@@ -142,7 +142,7 @@ fn amounts(status: &StatusView) -> Lines {
     };
     lines.push(("dead letters", counts(&status.dead_letters)));
     lines.push(("in trouble", counts(&status.endpoints)));
-    lines.extend(workers_text(status).map(|text| ("workers", text)));
+    lines.extend(workers_text(status, expects_workers).map(|text| ("workers", text)));
     let open = status.open_transactions.iter().flatten();
     lines.extend(open.map(|one| ("transaction", transaction_text(one))));
     let invalid = invalid_text(&status.invalid_endpoints);
@@ -266,12 +266,15 @@ fn leader_text(leader: &LeaderView, halted: bool) -> String {
 /// The part that tells why leader and workers do not come together.
 const BUS: &str = crate::server::trouble::Part::Bus.as_str();
 
-/// How many there are in each state, with their slots; where there are none, why, if that is known.
-fn workers_text(status: &StatusView) -> Option<String> {
+/// How many there are in each state, with their slots; where there are none although the configuration has
+/// `[workers]`, why, if that is known.
+fn workers_text(status: &StatusView, expected: bool) -> Option<String> {
     let workers = status.workers.as_ref()?;
     if workers.is_empty() {
-        let bus = status.troubles.iter().find(|it| it.part == BUS)?;
-        return Some(format!("none; since {}: {}", with_ago(&bus.since), bus.error));
+        let bus = status.troubles.iter().find(|it| it.part == BUS);
+        let why =
+            |bus: &TroubleView| format!("none; since {}: {}", with_ago(&bus.since), bus.error);
+        return bus.map(why).or_else(|| expected.then(|| "none".to_owned()));
     }
     let mut counts = BTreeMap::<&str, usize>::new();
     for worker in workers {
@@ -315,7 +318,7 @@ mod tests {
 
     #[test]
     fn status_says_in_a_line_each_what_stands_in_its_json() {
-        let text = text(&sample::status());
+        let text = text(&sample::status(), true);
         for part in [
             "leader        host pid 1, epoch 3, since 2026-11-28T",
             "FAILING       look-ups, since 2026-11-28T",
@@ -368,7 +371,7 @@ mod tests {
 
     #[test]
     fn status_of_a_source_that_does_not_answer_says_so_and_nothing_of_the_slot() {
-        let text = text(&sample::status_of_little());
+        let text = text(&sample::status_of_little(), true);
         for part in [
             "MODE          log: nothing is sent",
             "leader        unknown (last: never taken)",
@@ -380,5 +383,14 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("HALTED") && !text.contains("SLOT PROBLEM"), "{text}");
+    }
+
+    #[test]
+    fn workers_that_should_be_there_and_are_not_have_a_line() {
+        let none = StatusView { workers: Some(Vec::new()), ..sample::status_of_little() };
+        assert_eq!(workers_text(&none, true).as_deref(), Some("none"));
+        assert_eq!(workers_text(&none, false), None);
+        let unknown = StatusView { workers: None, ..none };
+        assert_eq!(workers_text(&unknown, true), None);
     }
 }

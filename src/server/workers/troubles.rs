@@ -25,6 +25,14 @@ const FOREIGN_WITHIN: Duration = Duration::from_secs(30);
 /// time has the trouble still.
 const PROXY_WITHIN: Duration = Duration::from_secs(20);
 
+/// A worker joins within a second of hearing a leader. Where none serves so long after the leader was there, and the
+/// bus, none has come.
+const COME_WITHIN: Duration = Duration::from_secs(20);
+
+/// What helps where workers should be there.
+const SEE_THEIR_LOGS: &str = "start workers, or see in their logs why they do not come: `walhook check --role worker` there says whether the \
+     bus takes them";
+
 /// Says that nobody sends, where only workers may, that workers are there and serve another pipeline, and that what
 /// becomes of workers' requests is not heard.
 pub(super) struct Troubles {
@@ -42,6 +50,9 @@ pub(super) struct Troubles {
     refused: Option<(Tick, String, &'static str)>,
     /// The machine of the last worker that was lost, while none has served since.
     lost: Option<String>,
+    /// Whether one has served this leader, and since when the bus is there without that.
+    served: bool,
+    awaited: Option<Instant>,
     /// Words of other pipelines' workers so far, and when the last one came.
     foreign: (u64, Option<Tick>),
     /// Since when there are workers that do not show that they hear us.
@@ -68,6 +79,8 @@ impl Troubles {
             mute_host: String::new(),
             refused: None,
             lost: None,
+            served: false,
+            awaited: None,
             foreign: (0, None),
             apart: None,
             proxy: None,
@@ -124,13 +137,21 @@ impl Troubles {
         let serve = gauges.serving + gauges.quarantined;
         if serve > 0 {
             self.lost = None;
+            self.served = true;
+        }
+        if bus.connected && !self.served {
+            self.awaited.get_or_insert_with(Instant::now);
+        } else {
+            self.awaited = None;
         }
         let away = (!bus.connected && self.local != LocalSending::Never).then(|| {
             // Where only workers may send, nobody does, which is told as that.
             let (error, fix) = why_away(bus);
             (format!("{error}; the leader sends all"), fix)
         });
-        let apart = away.or_else(|| self.why_apart(now, gauges, bus));
+        let apart = away
+            .or_else(|| self.why_apart(now, gauges, bus))
+            .or_else(|| self.none_has_come(gauges));
         if let Some((error, fix)) = &apart {
             let since = *self.apart.get_or_insert_with(Instant::now);
             self.tell.fails_with(Part::Bus, since, error, fix);
@@ -200,9 +221,7 @@ impl Troubles {
         if let Some(host) = self.lost.as_ref().filter(|_| bus.connected && gauges.mute == 0) {
             return Some((
                 format!("all workers are lost, the last one on {host}, and none serves since"),
-                "start workers, or see in their logs why they do not come: `walhook check --role worker` there says \
-                 whether the bus takes them"
-                    .to_owned(),
+                SEE_THEIR_LOGS.to_owned(),
             ));
         }
         // One that was killed as it joined is lost within this time.
@@ -217,6 +236,19 @@ impl Troubles {
                  {subjects}.w.*; `walhook check` and `walhook check --role worker` say what is missing"
             ),
         ))
+    }
+
+    /// That no worker has come since this leader began, and the fix. Where only workers may send that is told as what
+    /// it comes to.
+    fn none_has_come(&self, gauges: &FleetGauges) -> Option<(String, String)> {
+        let late = self.awaited.is_some_and(|since| since.elapsed() >= COME_WITHIN);
+        let is_told = gauges.mute > 0 || self.local == LocalSending::Never;
+        (late && !is_told).then(|| {
+            (
+                "no worker serves since this instance leads; it sends all itself".to_owned(),
+                format!("{SEE_THEIR_LOGS}; where there are to be none, remove [workers]"),
+            )
+        })
     }
 
     /// What lets outcomes come.
@@ -282,212 +314,4 @@ pub(super) fn refusal(bus: &State) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use walhook_fleet::frame::SessionId;
-
-    fn state(connected: bool) -> State {
-        let trouble = (!connected).then(|| "connection refused".into());
-        State {
-            connected,
-            since: Instant::now(),
-            max_payload: 1,
-            connections: 1,
-            dropped: 0,
-            trouble,
-            refused: None,
-        }
-    }
-
-    fn workers(local: LocalSending) -> Workers {
-        let local = match local {
-            LocalSending::Never => "never",
-            LocalSending::Fallback => "fallback",
-            LocalSending::Always => "always",
-        };
-        toml::from_str(&format!("url = \"nats://127.0.0.1:1\"\nlocal = \"{local}\"")).unwrap()
-    }
-
-    /// What is said after a while in which nothing else happened.
-    async fn said(
-        local: LocalSending,
-        gauges: FleetGauges,
-        connected: bool,
-        refused: bool,
-        foreign: u64,
-    ) -> Vec<(Part, String)> {
-        let (tell, listen) = Teller::new("p");
-        let subjects = Subjects::new("walhook", "p").unwrap();
-        let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
-        troubles.mute_host = "w2".into();
-        if refused {
-            troubles.refused = Some((Tick(0), "w1".into(), "its [egress] differs"));
-        }
-        let counters = FleetCounters { foreign, ..FleetCounters::default() };
-        troubles.report(Tick(0), &gauges, &counters, &state(connected));
-        tokio::time::advance(PASSING).await;
-        troubles.report(Tick(1), &gauges, &counters, &state(connected));
-        let health = listen.borrow();
-        let said =
-            health.troubles.iter().map(|(part, it)| (*part, format!("{}; {}", it.error, it.fix)));
-        said.collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_sends_where_only_workers_may_and_none_serves_whatever_the_reason() {
-        let none = FleetGauges::default();
-        let one = async |gauges, connected, refused| {
-            let said = said(LocalSending::Never, gauges, connected, refused, 0).await;
-            let [(Part::Sending, text), ..] = &said[..] else { panic!("{said:?}") };
-            assert!(text.contains("workers.local = \"fallback\""), "{text}");
-            text.clone()
-        };
-        assert!(
-            one(none, true, false).await.contains("start workers: `walhook run --role worker`")
-        );
-        assert!(one(none, false, true).await.contains("the bus is away: connection refused"));
-        assert!(
-            one(none, true, true)
-                .await
-                .contains("the worker on w1 is refused: its [egress] differs")
-        );
-        let mute = FleetGauges { mute: 1, ..none };
-        assert!(one(mute, true, false).await.contains("publish to walhook.p.l.>"));
-        let silent = FleetGauges { silent: 2, ..none };
-        assert!(one(silent, true, false).await.contains("2 silent"));
-        for gauges in [FleetGauges { serving: 1, ..none }, FleetGauges { quarantined: 1, ..none }] {
-            assert_eq!(said(LocalSending::Never, gauges, true, false, 0).await, []);
-        }
-        let away = said(LocalSending::Fallback, none, false, true, 0).await;
-        let [(Part::Bus, text)] = &away[..] else { panic!("{away:?}") };
-        assert!(
-            text.contains("the bus is away: connection refused; the leader sends all"),
-            "{text}"
-        );
-        let one = FleetGauges { serving: 1, ..none };
-        for (local, gauges) in [
-            (LocalSending::Fallback, none),
-            (LocalSending::Fallback, one),
-            (LocalSending::Always, one),
-            (LocalSending::Never, one),
-        ] {
-            let refused = said(local, gauges, true, true, 0).await;
-            let [(Part::Bus, text)] = &refused[..] else { panic!("{local:?}: {refused:?}") };
-            assert!(text.contains("the worker on w1 is refused: its [egress] differs"), "{text}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn all_workers_lost_are_told_until_one_serves_and_those_that_left_are_not() {
-        let (tell, listen) = Teller::new("p");
-        let subjects = Subjects::new("walhook", "p").unwrap();
-        let mut troubles = Troubles::new(&tell, &workers(LocalSending::Fallback), &subjects);
-        let changed = |state, refused| WorkerChanged {
-            session: SessionId(1),
-            host: "w1".into(),
-            build: "1".into(),
-            state,
-            refused,
-            bye: None,
-            lost: 0,
-            quarantine: None,
-        };
-        let (none, counters) = (FleetGauges::default(), FleetCounters::default());
-        let mut said = |change: WorkerChanged, serving| {
-            troubles.note(Tick(0), &change);
-            let gauges = FleetGauges { serving, ..none };
-            troubles.report(Tick(0), &gauges, &counters, &state(true));
-            listen.borrow().troubles.get(&Part::Bus).map(|it| it.error.clone())
-        };
-        assert_eq!(said(changed(WorkerState::Left, None), 0), None);
-        assert_eq!(said(changed(WorkerState::Refused, Some(Refusal::Lost)), 0), None);
-        assert_eq!(said(changed(WorkerState::Lost, None), 1), None);
-        let lost = said(changed(WorkerState::Lost, None), 0).unwrap();
-        assert!(lost.contains("all workers are lost, the last one on w1"), "{lost}");
-        assert!(said(changed(WorkerState::Joining, None), 0).is_some());
-        assert_eq!(said(changed(WorkerState::Serving, None), 1), None);
-        assert_eq!(said(changed(WorkerState::Left, None), 0), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn proxy_of_workers_fails_for_as_long_as_they_say_so() {
-        let (tell, _listen) = Teller::new("p");
-        let subjects = Subjects::new("walhook", "p").unwrap();
-        let mut troubles = Troubles::new(&tell, &workers(LocalSending::Never), &subjects);
-        let at = |seconds: u64| Tick(seconds * 1_000_000);
-        let failed = |kind| Outcome::failed(kind, "refused", Duration::ZERO);
-        let began = Instant::now();
-        for (second, kind) in [(0, FailureKind::Local), (1, FailureKind::Connect)] {
-            troubles.note_outcome(at(second), &failed(kind));
-            assert_eq!(troubles.proxy(at(second)), None, "{kind:?}");
-        }
-        for second in [2, 10, 29] {
-            troubles.note_outcome(at(second), &failed(FailureKind::Proxy));
-            tokio::time::advance(Duration::from_secs(1)).await;
-        }
-        let told = troubles.proxy(at(48)).unwrap();
-        assert_eq!(told, (began, "at a worker: proxy: refused".to_owned()));
-        assert_eq!(troubles.proxy(at(49)), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn mute_worker_is_told_also_where_the_leader_sends() {
-        let mute = FleetGauges { mute: 2, ..FleetGauges::default() };
-        let said = said(LocalSending::Fallback, mute, true, false, 0).await;
-        let [(Part::Outcomes, text)] = &said[..] else { panic!("{said:?}") };
-        assert!(text.contains("a worker on w2 is heard, and its outcomes are not"), "{text}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn another_pipeline_on_the_subjects_is_told_whoever_sends() {
-        let none = FleetGauges::default();
-        for (local, parts) in [
-            (LocalSending::Never, &[Part::Sending, Part::Bus][..]),
-            (LocalSending::Fallback, &[Part::Bus]),
-        ] {
-            let said = said(local, none, true, false, 7).await;
-            assert_eq!(said.iter().map(|(part, _)| *part).collect::<Vec<_>>(), parts);
-            for (_, text) in said {
-                assert!(
-                    text.contains("another pipeline uses the subject walhook on this bus"),
-                    "{text}"
-                );
-                assert!(text.contains("give each pipeline its own workers.subject"), "{text}");
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_the_bus_refuses_is_named_where_nobody_serves_for_it() {
-        let (tell, listen) = Teller::new("p");
-        let subjects = Subjects::new("walhook", "p").unwrap();
-        let of = async |local, gauges: FleetGauges| {
-            let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
-            let mut bus = state(true);
-            bus.refused = Some("the server says no to walhook.p.w.1".into());
-            for _ in 0..2 {
-                troubles.report(Tick(0), &gauges, &FleetCounters::default(), &bus);
-                tokio::time::advance(PASSING).await;
-            }
-            troubles.report(Tick(1), &gauges, &FleetCounters::default(), &bus);
-            let health = listen.borrow();
-            let said = health.troubles.iter();
-            let said: Vec<_> =
-                said.map(|(part, it)| (*part, format!("{}; {}", it.error, it.fix))).collect();
-            said
-        };
-        let none = FleetGauges::default();
-        let said = of(LocalSending::Never, none).await;
-        let [(Part::Sending, text)] = &said[..] else { panic!("{said:?}") };
-        assert!(text.contains("no to walhook.p.w.1") && text.contains("walhook.p.lead"), "{text}");
-        let unconfirmed = FleetGauges { joining: 1, unconfirmed: 1, ..none };
-        for local in [LocalSending::Fallback, LocalSending::Never] {
-            let said = of(local, unconfirmed).await;
-            assert!(said.iter().any(|(part, _)| *part == Part::Bus), "{said:?}");
-            for (_, text) in said {
-                assert!(text.contains("no to walhook.p.w.1"), "{text}");
-                assert!(text.contains("publish to walhook.p.w.>"), "{text}");
-            }
-        }
-    }
-}
+mod tests;

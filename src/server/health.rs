@@ -75,6 +75,8 @@ pub struct Serving {
     pub lease_until: Option<Instant>,
     /// Since when a leader is heard, and there is no lease; and why, as far as the bus says.
     pub no_lease: Option<(Instant, String)>,
+    /// Why a leader that is heard is not served, where there is one.
+    pub ignored: Option<String>,
     /// Why the leader has no use for it, where it said so.
     pub refused: Option<String>,
     /// What is wrong with the bus, while it is away.
@@ -111,7 +113,7 @@ impl Serving {
             Some(age) => format!("a leader was last heard {} s ago", age.as_secs()),
         };
         let away = self.bus_away.iter().map(|why| format!("the bus is away: {why}"));
-        std::iter::once(silent).chain(away).collect()
+        std::iter::once(silent).chain(self.ignored.clone()).chain(away).collect()
     }
 }
 
@@ -425,6 +427,10 @@ mod tests {
         let heard = Serving { leader_heard_at: Some(start), ..Serving::default() };
         assert_eq!(worker(heard.clone()).readiness(after(9)), Ok(()));
         assert_eq!(why(heard.clone(), after(10)), "a leader was last heard 10 s ago");
+        let lower = "a leader of a lower epoch is heard".to_owned();
+        let deaf = Serving { ignored: Some(lower), ..heard.clone() };
+        let said = why(deaf, after(10));
+        assert_eq!(said, "a leader was last heard 10 s ago\na leader of a lower epoch is heard");
         let alone = Serving {
             leader_heard_at: Some(after(10)),
             no_lease: Some((start, "the bus refuses us something".to_owned())),

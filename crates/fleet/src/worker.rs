@@ -70,6 +70,8 @@ pub struct Serving {
     pipeline: Option<(PipelineId, u64)>,
     /// When a leader of another one was heard last.
     another_us: Option<u64>,
+    /// When a leader of a lower epoch was heard last that was not taken.
+    lower_us: Option<u64>,
     current: Option<Session>,
     closing: BTreeMap<SessionId, Session>,
     kept: Kept,
@@ -99,6 +101,7 @@ impl Serving {
             leader: None,
             pipeline: None,
             another_us: None,
+            lower_us: None,
             current: None,
             closing: BTreeMap::new(),
             kept,
@@ -211,6 +214,12 @@ impl Serving {
     #[must_use]
     pub fn another_heard(&self, now_us: u64) -> Option<Duration> {
         self.another_us.map(|at| Duration::from_micros(now_us.saturating_sub(at)))
+    }
+
+    /// How long ago a leader was heard that was not taken, for its epoch is lower than the known one's; `None`: never.
+    #[must_use]
+    pub fn lower_heard(&self, now_us: u64) -> Option<Duration> {
+        self.lower_us.map(|at| Duration::from_micros(now_us.saturating_sub(at)))
     }
 
     /// The leader's epoch, as far as it is known.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::Report;
+use super::{Databases, Report};
 use crate::config::{Config, LocalSending, WorkerEgress, Workers};
 use crate::control::bytes;
 use crate::server::workers::{SHARED_FIX, bounds, egress_digest, pipeline_id, shared};
@@ -55,7 +55,44 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
     let Some(hellos) = permissions(&bus, &subjects, report).await else { return };
     let seen = listen(workers, hellos).await;
     let ours = pipeline_of(config).await;
+    // After they were heard: a leader that begins meanwhile is followed by them later.
+    let epoch = epoch_of(config).await;
+    let heard = !seen.is_empty();
+    let seen = without_those_ahead(seen, epoch, ours, report);
+    if heard && seen.is_empty() {
+        return;
+    }
     known(config, workers, ours, seen, report);
+}
+
+/// The epoch that the state tables have, where they answer.
+async fn epoch_of(config: &Config) -> Option<Epoch> {
+    let state = timeout(PATIENCE, Databases::of(config).open_state()).await.ok()?.ok()?;
+    timeout(PATIENCE, state.current_epoch()).await.ok()?.ok()
+}
+
+/// Those that can be taken by their epoch. The others follow a leader that the state tables do not know.
+fn without_those_ahead(
+    mut seen: Seen,
+    epoch: Option<Epoch>,
+    ours: Option<PipelineId>,
+    report: &mut Report,
+) -> Seen {
+    let Some(epoch) = epoch else { return seen };
+    let is_ahead = |it: &Said| it.epoch > epoch && it.pipeline.is_some() && it.pipeline == ours;
+    let ahead: BTreeSet<_> = seen.values().filter(|it| is_ahead(it)).map(|it| it.epoch).collect();
+    if let Some(highest) = ahead.last() {
+        let finding = format!(
+            "some follow a leader of epoch {}, and the state tables have {}: they were made anew, or restored from a \
+             backup",
+            highest.0, epoch.0
+        );
+        let fix = "start these workers again, and they serve a leader of these tables at once; else each does when it \
+                   has not heard the one before for a minute";
+        report.fail(WORKERS, finding, fix);
+        seen.retain(|_, it| !is_ahead(it));
+    }
+    seen
 }
 
 /// What a leader of this configuration leads, where its source answers: whoever looks at that tells why it does not.
@@ -199,8 +236,15 @@ async fn permissions(bus: &Bus, subjects: &Subjects, report: &mut Report) -> Opt
     None
 }
 
-/// Sessions that serve, of which pipeline, and what each says of itself.
-type Seen = BTreeMap<SessionId, (Option<PipelineId>, Hello)>;
+/// Sessions that serve, and what each says of itself.
+type Seen = BTreeMap<SessionId, Said>;
+
+/// What a worker says, of which pipeline and for which leader.
+struct Said {
+    pipeline: Option<PipelineId>,
+    epoch: Epoch,
+    hello: Hello,
+}
 
 /// What workers say within the time in which each says something, while somebody leads. Where none does, for longer.
 async fn listen(workers: &Workers, mut hellos: Subscription) -> Seen {
@@ -214,7 +258,10 @@ async fn listen(workers: &Workers, mut hellos: Subscription) -> Seen {
         let Ok(frame) = Frame::decode(payload, SPOKEN) else { continue };
         let Body::Hello(hello) = frame.body else { continue };
         match hello.state {
-            HelloState::Serving => seen.insert(frame.session, (frame.pipeline, hello)),
+            HelloState::Serving => {
+                let Frame { pipeline, epoch, .. } = frame;
+                seen.insert(frame.session, Said { pipeline, epoch, hello })
+            }
             HelloState::Closing(_) => seen.remove(&frame.session),
         };
         if !seen.is_empty() {
@@ -232,11 +279,11 @@ fn known(
     mut seen: Seen,
     report: &mut Report,
 ) {
-    let named: BTreeSet<_> = seen.values().filter_map(|(of, _)| *of).chain(ours).collect();
+    let named: BTreeSet<_> = seen.values().filter_map(|it| it.pipeline).chain(ours).collect();
     if named.len() > 1 {
         let finding = format!("{}, and has workers there", shared(&workers.subject));
         report.fail(WORKERS, finding, SHARED_FIX);
-        seen.retain(|_, (of, _)| ours.is_none() || of.is_none() || *of == ours);
+        seen.retain(|_, it| ours.is_none() || it.pipeline.is_none() || it.pipeline == ours);
     }
     if seen.is_empty() {
         let fix =
@@ -256,7 +303,7 @@ fn known(
     };
     let mut taken = BTreeMap::<(&str, Digest), (usize, u64)>::new();
     let (mut named, mut counted) = (0, BTreeSet::new());
-    for (_, hello) in seen.values() {
+    for Said { hello, .. } in seen.values() {
         let (host, build, digest) = (&hello.host, &hello.build, hello.egress);
         if let Some(why) = refused(hello) {
             named += 1;

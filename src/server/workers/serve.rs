@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::apart::{Apart, Heard};
+use super::apart::{Apart, Heard, Kept};
 use super::{Link, subscribe};
 use crate::server::health::{self, Teller};
 use crate::server::leadership::hostname;
@@ -383,14 +383,16 @@ impl Worker {
         let heard = Heard {
             leader: self.serving.lead_heard(now_us),
             another: self.serving.another_heard(now_us),
+            lower: self.serving.lower_heard(now_us),
             has_lease: left.is_some(),
         };
         let waits = !self.draining && !matches!(state, ServeState::Refused(_));
-        let no_lease = self.apart.report(now, waits.then_some(heard), &bus);
+        let Kept { no_lease, ignored } = self.apart.report(now, waits.then_some(heard), &bus);
         self.serves.tell.serves(health::Serving {
             leader_heard_at: self.serving.lead_heard(now_us).and_then(|ago| now.checked_sub(ago)),
             lease_until: left.map(|left| now + left),
             no_lease,
+            ignored,
             refused: match state {
                 ServeState::Refused(why) => Some(why.as_str().to_owned()),
                 ServeState::Waiting

@@ -21,6 +21,9 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(30);
 /// A worker says how it is eight times a lease: one of another pipeline that was heard within this time is there.
 const FOREIGN_WITHIN: Duration = Duration::from_secs(30);
 
+/// Likewise one that follows a leader of a higher epoch; it may serve this one at any moment.
+const AHEAD_WITHIN: Duration = Duration::from_secs(10);
+
 /// What was not sent, for a worker's proxy fails, is given to workers again within 5 s: one that said so within this
 /// time has the trouble still.
 const PROXY_WITHIN: Duration = Duration::from_secs(20);
@@ -55,6 +58,8 @@ pub(super) struct Troubles {
     awaited: Option<Instant>,
     /// Words of other pipelines' workers so far, and when the last one came.
     foreign: (u64, Option<Tick>),
+    /// Hellos of workers that follow a leader of a higher epoch so far, and when the last one came.
+    ahead: (u64, Option<Tick>),
     /// Since when there are workers that do not show that they hear us.
     unconfirmed: Option<Instant>,
     /// Since when something is too large for the bus.
@@ -82,6 +87,7 @@ impl Troubles {
             served: false,
             awaited: None,
             foreign: (0, None),
+            ahead: (0, None),
             apart: None,
             proxy: None,
         }
@@ -127,6 +133,9 @@ impl Troubles {
     ) {
         if self.foreign.0 != counters.foreign {
             self.foreign = (counters.foreign, Some(now));
+        }
+        if self.ahead.0 != counters.ahead {
+            self.ahead = (counters.ahead, Some(now));
         }
         if gauges.unconfirmed > 0 && bus.connected {
             self.unconfirmed.get_or_insert_with(Instant::now);
@@ -217,6 +226,16 @@ impl Troubles {
         if self.foreign.1.is_some_and(|at| now.since(at) < FOREIGN_WITHIN) {
             let error = format!("{}, and has workers that could be ours", shared(&self.subject));
             return Some((error, SHARED_FIX.to_owned()));
+        }
+        if self.ahead.1.is_some_and(|at| now.since(at) < AHEAD_WITHIN) {
+            return Some((
+                "workers follow a leader of a higher epoch than this one: the state tables were made anew, or \
+                 restored from a backup, or another instance leads"
+                    .to_owned(),
+                "start these workers again, and they serve this leader at once; else each does when it has not heard \
+                 the one before for a minute"
+                    .to_owned(),
+            ));
         }
         if let Some(host) = self.lost.as_ref().filter(|_| bus.connected && gauges.mute == 0) {
             return Some((

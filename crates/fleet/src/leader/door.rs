@@ -326,6 +326,8 @@ pub struct FleetCounters {
     pub strange: u64,
     /// Frames of workers that serve another pipeline.
     pub foreign: u64,
+    /// Hellos for a leader of this pipeline with a higher epoch: its workers take nothing of this one.
+    pub ahead: u64,
 }
 
 /// How the fleet stands.

@@ -16,7 +16,12 @@ impl Fleet {
             return;
         }
         if epoch != self.settings.epoch {
-            self.counters.strange += 1;
+            let is_ahead = epoch > self.settings.epoch && pipeline.is_some();
+            if is_ahead && matches!(body, Body::Hello(_)) {
+                self.counters.ahead += 1;
+            } else {
+                self.counters.strange += 1;
+            }
             return;
         }
         self.trust(session);

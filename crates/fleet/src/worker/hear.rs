@@ -65,6 +65,7 @@ impl Serving {
         if let Some(leader) = self.leader {
             let lower = epoch < leader.epoch;
             if lower && !another && !is_past(leader.heard_us) {
+                self.lower_us = Some(now_us);
                 return;
             }
             if lower || another {

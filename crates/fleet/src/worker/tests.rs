@@ -294,9 +294,11 @@ fn higher_epoch_ends_everything_of_the_lower_and_a_lower_one_is_not_heard() {
     );
     assert!(outcomes(&rig.effects()).is_empty(), "nobody wants to hear of it");
     rig.now += 1_000 * MS;
+    assert_eq!(rig.serving.lower_heard(rig.now), None);
     rig.lead(3);
     rig.effects();
     assert_eq!(rig.serving.epoch(), Some(Epoch(4)));
+    assert_eq!(rig.serving.lower_heard(rig.now), Some(Duration::ZERO));
     // The state tables were made anew: epochs begin again.
     rig.now += 61_000 * MS;
     rig.lead(1);

@@ -213,3 +213,26 @@ async fn check_of_workers_says_what_becomes_of_deliveries_while_the_bus_is_away(
         assert!(failed.verdict == Verdict::Fail && fix.contains(says), "{failed}");
     }
 }
+
+#[tokio::test]
+async fn check_of_workers_names_those_that_follow_a_leader_that_the_tables_do_not_know() {
+    let ours = Some(PipelineId([1; 16]));
+    let nats = Nats::start("max_payload: 2MB").await.unwrap();
+    let config = config(&nats.url(), "");
+    let workers = config.workers.as_ref().unwrap();
+    let bus = Bus::connect_now(&workers.bus("check").unwrap()).await.unwrap();
+    let hellos = Subjects::new("walhook", "walhook").unwrap().hello();
+    let hellos = bus.subscribe(&hellos).await.unwrap();
+    let _one = say_hello_of(&nats, ours, "one", Digest([7; 32])).await;
+    let mut seen = listen(workers, hellos).await;
+    for epoch in [None, Some(Epoch(1))] {
+        let mut report = Report::default();
+        seen = without_those_ahead(seen, epoch, ours, &mut report);
+        assert!(seen.len() == 1 && report.0.is_empty(), "{epoch:?}: {report:?}");
+    }
+    let mut report = Report::default();
+    let left = without_those_ahead(seen, Some(Epoch(0)), ours, &mut report);
+    let [failed] = &report.0[..] else { panic!("{report:?}") };
+    let said = "fail  workers: some follow a leader of epoch 1, and the state tables have 0";
+    assert!(failed.to_string().starts_with(said) && left.is_empty(), "{failed}");
+}

@@ -12,6 +12,7 @@ use crate::config::WorkerConfig;
 use crate::control::check::proxy;
 use crate::server::workers::{SHARED_FIX, egress_digest, shared};
 use walhook_bus::{Bus, Received, Subscription};
+use walhook_core::id::Epoch;
 use walhook_fleet::LEAD_EVERY;
 use walhook_fleet::frame::{Body, Frame, Lead, SPOKEN, SessionId};
 use walhook_fleet::subjects::Subjects;
@@ -35,7 +36,7 @@ pub(in crate::control::check) async fn check(config: &WorkerConfig, report: &mut
         let Ok(frame) = Frame::decode(payload, SPOKEN) else { continue };
         if let Body::Lead(lead) = frame.body {
             named.extend(frame.pipeline);
-            first.get_or_insert(lead);
+            first.get_or_insert((frame.epoch, lead));
         }
     }
     if named.len() > 1 {
@@ -86,8 +87,8 @@ async fn permissions(bus: &Bus, subjects: &Subjects, report: &mut Report) -> Opt
 }
 
 /// Who leads, and whether this worker is taken.
-fn leader(config: &WorkerConfig, lead: Option<&Lead>, report: &mut Report) {
-    let Some(lead) = lead else {
+fn leader(config: &WorkerConfig, lead: Option<&(Epoch, Lead)>, report: &mut Report) {
+    let Some((epoch, lead)) = lead else {
         let fix = "start `walhook run` with [workers]; workers wait for it";
         return report.warn(LEADER, "none was heard", fix);
     };
@@ -102,7 +103,10 @@ fn leader(config: &WorkerConfig, lead: Option<&Lead>, report: &mut Report) {
             format!("has [egress] {theirs}, ours is {ours}: it refuses this worker"),
             "make them alike, or set workers.egress = \"own\" at the leader",
         ),
-        Some(_) | None => report.pass(LEADER, "one was heard, and takes this worker"),
+        Some(_) | None => {
+            let finding = format!("one of epoch {} was heard, and takes this worker", epoch.0);
+            report.pass(LEADER, finding);
+        }
     }
 }
 
@@ -110,7 +114,6 @@ fn leader(config: &WorkerConfig, lead: Option<&Lead>, report: &mut Report) {
 mod tests {
     use super::*;
     use crate::control::check::{Finding, Verdict};
-    use walhook_core::id::Epoch;
     use walhook_fleet::frame::Digest;
     use walhook_testkit::nats::Nats;
 
@@ -185,7 +188,10 @@ mod tests {
             });
             findings(&nats, "").await.last().unwrap().to_string()
         };
-        assert_eq!(last(None).await, "pass  leader: one was heard, and takes this worker");
+        assert_eq!(
+            last(None).await,
+            "pass  leader: one of epoch 1 was heard, and takes this worker"
+        );
         let other = last(Some(Digest([7; 32]))).await;
         assert!(other.starts_with("fail  leader: has [egress] 0707070707070707"), "{other}");
         assert!(other.contains("make them alike"), "{other}");

@@ -147,6 +147,35 @@ async fn leader_to_whom_no_worker_has_come_says_so_until_one_serves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn workers_that_follow_a_higher_epoch_are_told_whoever_sends() {
+    for (local, parts) in [
+        (LocalSending::Fallback, &[Part::Bus][..]),
+        (LocalSending::Never, &[Part::Sending, Part::Bus]),
+    ] {
+        let (tell, listen) = Teller::new("p");
+        let subjects = Subjects::new("walhook", "p").unwrap();
+        let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
+        let mut said = |ahead, at| {
+            let counters = FleetCounters { ahead, ..FleetCounters::default() };
+            troubles.report(at, &FleetGauges::default(), &counters, &state(true));
+            let health = listen.borrow();
+            let said = health.troubles.iter();
+            said.map(|(part, it)| (*part, format!("{}; {}", it.error, it.fix))).collect::<Vec<_>>()
+        };
+        said(0, Tick(0));
+        tokio::time::advance(PASSING).await;
+        let told = said(3, Tick(0));
+        assert_eq!(told.iter().map(|(part, _)| *part).collect::<Vec<_>>(), parts);
+        for (_, text) in told {
+            assert!(text.contains("follow a leader of a higher epoch"), "{text}");
+            assert!(text.contains("start these workers again"), "{text}");
+        }
+        let later = said(3, Tick(0) + AHEAD_WITHIN);
+        assert!(!later.iter().any(|(part, _)| *part == Part::Bus), "{later:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn proxy_of_workers_fails_for_as_long_as_they_say_so() {
     let (tell, _listen) = Teller::new("p");
     let subjects = Subjects::new("walhook", "p").unwrap();

@@ -3,6 +3,7 @@
 use super::super::*;
 use super::rig::*;
 use crate::frame::{EARLIER_KEYS, HelloState, Outcomes, PipelineId, WireOutcome};
+use walhook_core::id::Epoch;
 
 #[test]
 fn what_workers_of_another_pipeline_say_is_dropped_and_counted() {
@@ -24,6 +25,22 @@ fn what_workers_of_another_pipeline_say_is_dropped_and_counted() {
     rig.frame_of(None, worker, 1, outcomes());
     let effects = rig.effects();
     assert_eq!(endings(&effects), [(delivery, &Ending::Outcome(delivered()))]);
+}
+
+#[test]
+fn workers_that_follow_a_leader_of_a_higher_epoch_are_counted_and_do_not_join() {
+    let mut rig = Rig::new(Local::Fallback, 0);
+    let said = |rig: &mut Rig, pipeline, epoch, body| {
+        let (session, seq) = (SessionId(9), 1);
+        let frame = Frame { version: 1, epoch: Epoch(epoch), pipeline, session, seq, body };
+        rig.fleet.handle(rig.now, FleetInput::Frame(Box::new(frame)));
+        (rig.fleet.counters().ahead, rig.fleet.counters().strange)
+    };
+    let hello = Body::Hello(rig.plain());
+    assert_eq!(said(&mut rig, Some(PIPELINE), 2, hello.clone()), (0, 1), "it has not heard us yet");
+    assert_eq!(said(&mut rig, None, 4, hello.clone()), (0, 2), "it may be another pipeline's");
+    assert_eq!(said(&mut rig, Some(PIPELINE), 4, hello), (1, 2));
+    assert_eq!(rig.fleet.gauges().joining, 0);
 }
 
 #[test]

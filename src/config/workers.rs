@@ -75,7 +75,17 @@ impl Workers {
     /// # Errors
     /// [`walhook_bus::UrlError`], which [`load`](super::load) has told already.
     pub fn bus(&self, name: &str) -> Result<walhook_bus::Options, walhook_bus::UrlError> {
-        let credentials = match (&self.user, &self.password, &self.nkey, &self.creds) {
+        Ok(walhook_bus::Options {
+            servers: walhook_bus::Servers::parse(self.url.iter().map(String::as_str))?,
+            credentials: self.credentials(),
+            tls_ca: self.tls_ca.clone(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// As whom the bus is used.
+    pub(super) fn credentials(&self) -> walhook_bus::Credentials {
+        match (&self.user, &self.password, &self.nkey, &self.creds) {
             (_, _, _, Some(creds)) => walhook_bus::Credentials::Creds(creds.clone()),
             (_, _, Some(nkey), None) => walhook_bus::Credentials::Nkey(nkey.clone()),
             (Some(user), Some(password), None, None) => walhook_bus::Credentials::Password {
@@ -83,13 +93,7 @@ impl Workers {
                 password: password.clone(),
             },
             (_, _, None, None) => walhook_bus::Credentials::None,
-        };
-        Ok(walhook_bus::Options {
-            servers: walhook_bus::Servers::parse(self.url.iter().map(String::as_str))?,
-            credentials,
-            tls_ca: self.tls_ca.clone(),
-            name: name.to_owned(),
-        })
+        }
     }
 }
 

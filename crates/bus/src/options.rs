@@ -1,9 +1,11 @@
 //! Which servers, and as whom.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_nats::{ConnectErrorKind, ConnectOptions, ServerAddr};
+use async_nats::rustls::{self, AlertDescription};
+use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr};
 use rand::RngExt;
 use walhook_core::endpoint::Secret;
 
@@ -29,9 +31,6 @@ const RETRY_SOON: Duration = Duration::from_secs(1);
 
 /// The wait after many.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// Letters and digits of an nkey's seed, in base 32.
-const NKEY_SEED_LEN: usize = 58;
 
 /// Tries that wait no longer than [`RETRY_SOON`].
 const RETRY_SOON_TRIES: usize = 30;
@@ -144,6 +143,39 @@ pub enum Credentials {
     Creds(Secret),
 }
 
+impl Credentials {
+    /// Whether they can be used at all: an nkey's seed has a checksum, a credentials file a form.
+    ///
+    /// # Errors
+    /// [`BusError::Credentials`]
+    pub fn verify(&self) -> Result<(), BusError> {
+        self.add_to(ConnectOptions::new()).map(drop)
+    }
+
+    fn add_to(&self, options: ConnectOptions) -> Result<ConnectOptions, BusError> {
+        match self {
+            Self::None => Ok(options),
+            Self::Password { user, password } => {
+                Ok(options.user_and_password(user.clone(), password.expose().to_owned()))
+            }
+            Self::Nkey(seed) => {
+                let seed = seed.expose().trim();
+                if !seed.starts_with("SU") || nkeys::KeyPair::from_seed(seed).is_err() {
+                    let what = "the seed of a user's nkey: SU and 56 more letters and digits, of which the last are a \
+                                checksum of the others";
+                    return Err(BusError::Credentials { key: "nkey", what });
+                }
+                Ok(options.nkey(seed.to_owned()))
+            }
+            Self::Creds(text) => {
+                let what = "a credentials file with a JWT and a seed";
+                let refused = |_| BusError::Credentials { key: "creds", what };
+                options.credentials(text.expose()).map_err(refused)
+            }
+        }
+    }
+}
+
 /// How the bus is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -217,29 +249,7 @@ impl Options {
             holds_authorities(path)?;
             options = options.add_root_certificates(path.clone());
         }
-        match &self.credentials {
-            Credentials::None => Ok(options),
-            Credentials::Password { user, password } => {
-                Ok(options.user_and_password(user.clone(), password.expose().to_owned()))
-            }
-            Credentials::Nkey(seed) => {
-                let what = "the seed of a user's nkey: SU and 56 more letters and digits";
-                let seed = seed.expose().trim();
-                let is_seed = seed.len() == NKEY_SEED_LEN
-                    && seed.starts_with("SU")
-                    && seed.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
-                if is_seed {
-                    Ok(options.nkey(seed.to_owned()))
-                } else {
-                    Err(BusError::Credentials { key: "nkey", what })
-                }
-            }
-            Credentials::Creds(text) => {
-                let what = "a credentials file with a JWT and a seed";
-                let refused = |_| BusError::Credentials { key: "creds", what };
-                options.credentials(text.expose()).map_err(refused)
-            }
-        }
+        self.credentials.add_to(options)
     }
 
     /// The servers, as the client takes them.
@@ -250,14 +260,20 @@ impl Options {
     /// Why no server takes us, in words; `None`: one does.
     pub(crate) async fn why_unreached(&self) -> Option<String> {
         match self.of_client() {
-            Ok(client) => client.connect(self.addresses()).await.err().map(|error| why(&error)),
+            Ok(client) => {
+                let connected = client.connect(self.addresses()).await;
+                connected.err().map(|error| why(&error, self.servers.tls()))
+            }
             Err(error) => Some(error.to_string()),
         }
     }
 
     /// That no server took us, in words.
-    pub(crate) fn unreached(&self, error: &async_nats::ConnectError) -> BusError {
-        BusError::Unreached { servers: self.servers.to_string(), why: why(error) }
+    pub(crate) fn unreached(&self, error: &ConnectError) -> BusError {
+        BusError::Unreached {
+            servers: self.servers.to_string(),
+            why: why(error, self.servers.tls()),
+        }
     }
 }
 
@@ -271,8 +287,44 @@ fn holds_authorities(path: &Path) -> Result<(), BusError> {
     }
 }
 
-/// Why a connection was not made, with what it comes from.
-fn why(error: &async_nats::ConnectError) -> String {
+/// Why a connection was not made, with what it comes from, and what the client's words leave open.
+fn why(error: &ConnectError, tls: bool) -> String {
+    let said = said(error);
+    match of_tls(error, tls) {
+        Some(meaning) => format!("{said}: {meaning}"),
+        None => said,
+    }
+}
+
+/// What it means, where servers and we do not agree on TLS.
+fn of_tls(error: &ConnectError, tls: bool) -> Option<&'static str> {
+    let source = std::error::Error::source(error);
+    let io = source.and_then(|source| source.downcast_ref::<io::Error>());
+    let of_rustls = io.and_then(io::Error::get_ref).and_then(|it| it.downcast_ref());
+    match of_rustls {
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
+            return Some(
+                "the server wants certificates of its clients (verify in its tls section), and walhook has none; give \
+                 it users with passwords, nkeys or creds instead",
+            );
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            return Some(
+                "what answers there speaks no TLS; give the server a tls section, or write nats:// where it is to have none",
+            );
+        }
+        Some(_) | None => {}
+    }
+    // A server that waits for TLS says nothing, until it hangs up or we do: then there is no error of the system's.
+    let silent = matches!(error.kind(), ConnectErrorKind::TimedOut)
+        || matches!(error.kind(), ConnectErrorKind::Io) && io.is_none();
+    (tls && silent).then_some(
+        "no word came from it; where its tls section has handshake_first, turn that off, for walhook begins with TLS \
+         only when the server has spoken",
+    )
+}
+
+fn said(error: &ConnectError) -> String {
     if error.kind() == ConnectErrorKind::AuthorizationViolation {
         return "it refuses the credentials, or wants some".to_owned();
     }
@@ -351,12 +403,18 @@ mod tests {
         };
         for credentials in [
             Credentials::Nkey(Secret::new("SUhush")),
+            // One letter is another: its checksum is not that of the rest.
+            Credentials::Nkey(Secret::new(
+                "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VZ",
+            )),
             Credentials::Creds(Secret::new("-----BEGIN hush-----")),
         ] {
             let options = options(credentials);
             assert!(!format!("{options:?}").contains("hush"));
             let error = options.of_client().unwrap_err().to_string();
             assert!(error.starts_with("workers.") && !error.contains("hush"), "{error}");
+            assert!(!error.contains("SUACS"), "{error}");
+            assert_eq!(options.credentials.verify().unwrap_err().to_string(), error);
         }
         let mut missing = options(Credentials::None);
         missing.tls_ca = Some("/nowhere/ca.pem".into());

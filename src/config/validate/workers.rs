@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::{Problem, problem};
 use crate::config::Workers;
 #[cfg(feature = "workers")]
+use walhook_bus::BusError;
+#[cfg(feature = "workers")]
 use walhook_fleet::subjects::Subjects;
 
 /// A worker says how it is eight times a lease, and may be late on a busy machine.
@@ -71,5 +73,12 @@ pub(super) fn workers(workers: &Workers) -> Result<(), Problem> {
             "is one of three ways to say who we are: user and password, nkey, or creds",
         );
     }
-    Ok(())
+    match workers.credentials().verify() {
+        Ok(()) => Ok(()),
+        // Its text begins with the key, as a problem's does.
+        Err(BusError::Credentials { key, what }) => {
+            problem(&format!("workers.{key}"), format!("is not {what}"))
+        }
+        Err(error) => problem("workers", error.to_string()),
+    }
 }

@@ -103,12 +103,26 @@ impl Nats {
     /// As [`Nats::start`].
     #[cfg(feature = "tls")]
     pub async fn start_tls(pair: &crate::tls::Pair, configuration: &str) -> Result<Self> {
+        Self::start_tls_with(pair, "", configuration).await
+    }
+
+    /// Likewise, with further settings of its section `tls`.
+    ///
+    /// # Errors
+    /// As [`Nats::start`].
+    #[cfg(feature = "tls")]
+    pub async fn start_tls_with(
+        pair: &crate::tls::Pair,
+        settings: &str,
+        configuration: &str,
+    ) -> Result<Self> {
         let nats = Self { dir: Scratch::new()?, address: free_address()?, child: None };
         let [certificate, key] = ["cert.pem", "key.pem"].map(|file| nats.dir.path().join(file));
         fs::write(&certificate, &pair.certificate)?;
         fs::write(&key, &pair.key)?;
         let (certificate, key) = (certificate.display(), key.display());
-        let tls = format!("tls {{ cert_file: \"{certificate}\", key_file: \"{key}\" }}");
+        let tls =
+            format!("tls {{ cert_file: \"{certificate}\", key_file: \"{key}\"\n{settings}\n}}");
         nats.started(&format!("{tls}\n{configuration}")).await
     }
 

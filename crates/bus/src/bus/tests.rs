@@ -236,6 +236,41 @@ async fn bus_with_tls_and_a_password_trusts_its_authority_alone() -> Result<()> 
 }
 
 #[tokio::test]
+async fn tls_that_servers_want_otherwise_is_named() -> Result<()> {
+    let authority = Authority::ecdsa(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let pair = authority.issue("localhost")?;
+    let ca = authority.file();
+    let plain = Nats::start("").await?;
+    let mutual = format!("verify: true, ca_file: \"{ca}\"");
+    let mutual = Nats::start_tls_with(&pair, &mutual, "").await?;
+    // As one with handshake_first: it waits for TLS, and hangs up in the end.
+    let first = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let first_port = first.local_addr()?.port();
+    let mut listens = JoinSet::new();
+    listens.spawn(async move {
+        let waits = first.accept().await;
+        while first.accept().await.is_ok() {}
+        drop(waits);
+    });
+    let first_says = "where its tls section has handshake_first, turn that off";
+    for (port, says) in [
+        (plain.address().port(), "what answers there speaks no TLS; give the server a tls section"),
+        (
+            mutual.address().port(),
+            "the server wants certificates of its clients (verify in its tls section)",
+        ),
+        (first_port, first_says),
+        (first_port, first_says),
+    ] {
+        let mut options = options(&[format!("tls://localhost:{port}")]);
+        options.tls_ca = Some(ca.clone().into());
+        let error = Bus::connect_now(&options).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn bus_that_is_away_says_why_that_is_and_not_what_it_refused_before() -> Result<()> {
     let users = "authorization { users: [{ user: w, password: hush, permissions: { publish: [\"p.hello\"] } }] }";
     let mut nats = Nats::start(users).await?;

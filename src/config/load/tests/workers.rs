@@ -72,8 +72,14 @@ fn workers_are_named_by_one_url_or_a_list_and_may_use_one_kind_of_credentials() 
     let password = Secret::new("hush");
     let expected = walhook_bus::Credentials::Password { user: "w".to_owned(), password };
     assert_eq!(bus.credentials, expected);
-    for key in ["nkey", "creds"] {
-        with(&format!("{WORKERS}{key} = \"hush\"\n"), &[]).unwrap();
+    // Of NATS' own documentation.
+    let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    let creds = format!(
+        "-----BEGIN NATS USER JWT-----\ne30.e30.e30\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    for env in [("WALHOOK_WORKERS__NKEY", seed), ("WALHOOK_WORKERS__CREDS", &creds)] {
+        with(WORKERS, &[env]).unwrap();
     }
 
     for (more, expected) in [
@@ -99,6 +105,8 @@ fn workers_are_named_by_one_url_or_a_list_and_may_use_one_kind_of_credentials() 
             "url = \"nats://localhost\"\npassword = \"hush\"",
             "user: is missing beside workers.password",
         ),
+        ("url = \"nats://localhost\"\nnkey = \"hush\"", "nkey: is not the seed of a user's nkey"),
+        ("url = \"nats://localhost\"\ncreds = \"hush\"", "creds: is not a credentials file"),
         (
             "url = \"nats://localhost\"\nnkey = \"hush\"\ncreds = \"hush\"",
             "creds: is one of three ways to say who we are",

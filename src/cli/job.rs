@@ -13,7 +13,8 @@ pub(super) fn print(job: &JobView, json: bool) -> CommandResult {
 /// The same on one line.
 pub(super) fn text(job: &JobView) -> String {
     let end = if job.finished { "finished" } else { "not finished" };
-    format!("job {}: {} done, {} failed of {}, {end}", job.id, job.done, job.failed, job.total)
+    let total = job.known_total();
+    format!("job {}: {} done, {} failed of {total}, {end}", job.id, job.done, job.failed)
 }
 
 /// Whether all that was asked is done.
@@ -27,7 +28,7 @@ pub(super) fn verdict(job: &JobView) -> CommandResult {
         );
     }
     if job.failed > 0 {
-        return Err(anyhow!("{} of {} failed again", job.failed, job.total).into());
+        return Err(anyhow!("{} of {} failed again", job.failed, job.known_total()).into());
     }
     Ok(())
 }
@@ -42,6 +43,8 @@ mod tests {
         let says = |job: &JobView| verdict(job).unwrap_err().to_string();
         let done = JobView { failed: 0, ..sample::job() };
         verdict(&done).unwrap();
+        let more = JobView { done: 55, total: 40, ..done.clone() };
+        assert!(text(&more).contains("55 done, 0 failed of 55"), "{}", text(&more));
         assert_eq!(says(&sample::job()), "1 of 3 failed again");
         assert!(says(&JobView { finished: false, ..done }).contains("not finished"));
         assert_eq!(says(&sample::job_with_error()), "job 4: the arguments cannot be read");

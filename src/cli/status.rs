@@ -60,7 +60,9 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if common.json {
         print_json(&status)?;
     } else {
-        print_line(&text(&status, config.workers.is_some()))?;
+        let expects_workers =
+            config.workers.is_some() && config.delivery.mode == DeliveryMode::Live;
+        print_line(&text(&status, expects_workers))?;
     }
     match status.halted {
         Some(halt) => Err(Failure::Halted(halt.reason)),
@@ -188,7 +190,7 @@ fn records(status: &StatusView) -> Lines {
         .map(|p| format!("{}: {} (since {})", p.endpoint, p.reason, p.since));
     lines.extend(each("paused", first_of(paused)));
     let jobs = status.jobs.iter().map(|j| {
-        format!("{} {}: {} done, {} failed of {}", j.id, j.kind, j.done, j.failed, j.total)
+        format!("{} {}: {} done, {} failed of {}", j.id, j.kind, j.done, j.failed, j.known_total())
     });
     lines.extend(each("jobs", jobs.collect()));
     lines

@@ -112,7 +112,7 @@ pub(crate) fn parse(
 ) -> Result<Config, ConfigError> {
     let env: Vec<(String, String)> = env.into_iter().collect();
     let cache = cache_directory(&env);
-    let settings = settings(env)?;
+    let settings = settings(env, Reads::All)?;
     let mut config: Config = read(path, text, &settings, Reads::All, validate::validate)?;
     settings.iter().for_each(|setting| setting.reread_by(&mut config));
     config.source.spool = config.source.spool.or(cache);
@@ -145,8 +145,11 @@ pub(crate) fn parse_worker(
     text: &str,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<WorkerConfig, ConfigError> {
-    read(path, text, &settings(env)?, Reads::AsWorker, validate::validate_worker)
+    read(path, text, &settings(env, Reads::AsWorker)?, Reads::AsWorker, validate::validate_worker)
 }
+
+/// The sections that a worker reads as a whole: those of [`WorkerConfig`].
+const AS_WORKER: [&str; 6] = [WORKERS, "scheduler", "memory", "egress", "admin", "log"];
 
 /// What of the configuration is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +167,16 @@ impl Reads {
             Self::All => &["source", "endpoints"],
             Self::AsWorker => &[WORKERS],
         }
+    }
+
+    /// Whether the value of a key is used.
+    fn uses(self, section: &str, key: &str) -> bool {
+        self == Self::All
+            || match section {
+                "source" => key == "slot",
+                "delivery" => key == "connect_timeout",
+                section => AS_WORKER.contains(&section),
+            }
     }
 
     /// Whether a key of the section that is required must be there where the section is.
@@ -274,7 +287,10 @@ struct Setting {
 }
 
 /// Picks out of the environment the variables that set keys, and reads the files they name.
-fn settings(env: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Setting>, ConfigError> {
+fn settings(
+    env: impl IntoIterator<Item = (String, String)>,
+    reads: Reads,
+) -> Result<Vec<Setting>, ConfigError> {
     let mut env: Vec<(String, String)> = env
         .into_iter()
         .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
@@ -283,7 +299,7 @@ fn settings(env: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Setti
     env.sort();
     let mut settings: Vec<Setting> = vec![];
     for (variable, value) in env {
-        let setting = setting(&variable, value).map_err(|problem| ConfigError::Invalid {
+        let setting = setting(&variable, value, reads).map_err(|problem| ConfigError::Invalid {
             place: Place::Variable(variable.clone()),
             problem,
         })?;
@@ -298,7 +314,7 @@ fn settings(env: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Setti
     Ok(settings)
 }
 
-fn setting(variable: &str, value: String) -> Result<Option<Setting>, String> {
+fn setting(variable: &str, value: String, reads: Reads) -> Result<Option<Setting>, String> {
     let rest = variable.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"));
     let Some((section, key)) = rest else { return Ok(None) };
     let (section, key) = (section.to_lowercase(), key.to_lowercase());
@@ -313,6 +329,10 @@ fn setting(variable: &str, value: String) -> Result<Option<Setting>, String> {
     let (value, file, (key, kind)) = if let Some(found) = named(&key) {
         (value, None, found)
     } else if let Some(found) = key.strip_suffix("_file").and_then(named) {
+        if !reads.uses(section.name, found.0) {
+            // A secret that is somebody else's, and most often not ours to read.
+            return Ok(None);
+        }
         let content = std::fs::read_to_string(&value).map_err(|error| {
             format!(
                 "cannot read the file {value}: {error}; correct the path, or let walhook read it"

@@ -31,7 +31,7 @@ use tokio_postgres::Client;
 use super::{Databases, Failure};
 #[cfg(feature = "workers")]
 use crate::config::WorkerConfig;
-use crate::config::{Config, DeliveryMode};
+use crate::config::{Config, DeliveryMode, LocalSending};
 use walhook_core::escape::one_line;
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
@@ -192,7 +192,11 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     let sends = config.delivery.mode == DeliveryMode::Live;
     let transport = if sends { config.transport().ok() } else { None };
     let through = match &transport {
-        Some(transport) => proxy::check(transport, report).await.then_some(transport),
+        Some(transport) => {
+            let never = config.workers.as_ref().is_some_and(|it| it.local == LocalSending::Never);
+            let sends = if never { proxy::Sends::Notices } else { proxy::Sends::Requests };
+            proxy::check(transport, sends, report).await.then_some(transport)
+        }
         None => None,
     };
     connection::hosts(config, report);

@@ -88,6 +88,13 @@ pub(super) trait Awaited: Sized {
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure>;
 }
 
+impl JobView {
+    /// How many it concerns, as far as is known: what came after it was made is done too.
+    pub(crate) fn known_total(&self) -> i64 {
+        self.total.max(self.done.saturating_add(self.failed))
+    }
+}
+
 impl Awaited for JobView {
     fn is_finished(&self) -> bool {
         self.finished

@@ -16,8 +16,17 @@ const WHAT: &str = "egress.proxy";
 /// Endpoints that a tunnel is asked for, each of another host: some may be dead.
 const TRIED: usize = 5;
 
+/// What is sent through the proxy from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sends {
+    /// Requests.
+    Requests,
+    /// Nothing but notices: workers send the requests.
+    Notices,
+}
+
 /// Asks the proxy for nothing but an answer. Whether there is more to ask it.
-pub(super) async fn check(transport: &Transport, report: &mut Report) -> bool {
+pub(super) async fn check(transport: &Transport, sends: Sends, report: &mut Report) -> bool {
     match transport.look_at_proxy().await {
         None => false,
         Some(Ok(())) => {
@@ -26,7 +35,19 @@ pub(super) async fn check(transport: &Transport, report: &mut Report) -> bool {
         }
         Some(Err(reason)) => {
             let fix = "start it, or correct egress.proxy: its address, user and password";
-            report.fail(WHAT, format!("{reason}: until it works nothing is sent"), fix);
+            match sends {
+                Sends::Requests => {
+                    report.fail(WHAT, format!("{reason}: until it works nothing is sent"), fix);
+                }
+                Sends::Notices => report.warn(
+                    WHAT,
+                    format!(
+                        "{reason}: until it works no notice leaves from this machine; requests leave from workers \
+                         (workers.local = \"never\"), which `walhook check --role worker` asks there"
+                    ),
+                    fix,
+                ),
+            }
             false
         }
     }

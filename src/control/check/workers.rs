@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Databases, Report};
-use crate::config::{Config, LocalSending, WorkerEgress, Workers};
+use crate::config::{Config, DeliveryMode, LocalSending, WorkerEgress, Workers};
 use crate::control::bytes;
 use crate::server::workers::{SHARED_FIX, bounds, egress_digest, pipeline_id, shared};
 use walhook_bus::{Bus, BusEvent, Options, Received, Subscription};
@@ -53,6 +53,10 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
     let Some((bus, subjects)) = reached else { return };
     largest(config, workers, bus.state().max_payload, report);
     let Some(hellos) = permissions(&bus, &subjects, report).await else { return };
+    if config.delivery.mode == DeliveryMode::Log {
+        let finding = "none is led: delivery.mode is \"log\", and nothing is sent";
+        return report.pass(WORKERS, finding);
+    }
     let seen = listen(workers, hellos).await;
     let ours = pipeline_of(config).await;
     // After they were heard: a leader that begins meanwhile is followed by them later.

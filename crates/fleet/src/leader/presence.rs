@@ -84,9 +84,12 @@ impl Fleet {
         }
     }
 
-    /// Nothing has been heard of a session: it is given nothing, and what has not gone comes back.
+    /// Nothing has been heard of a session: it is given nothing, and what has not gone comes back. One that has said
+    /// that it ends, and has nothing that could be waited for, has left.
     pub(super) fn silence(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id) {
+        if self.sessions.get(&id).is_some_and(Session::has_ended) {
+            self.lose(id);
+        } else if let Some(session) = self.sessions.get_mut(&id) {
             session.silent = true;
             self.doubt(id);
             self.tell(id);

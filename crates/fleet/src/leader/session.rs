@@ -260,6 +260,12 @@ impl Session {
         before..self.outcomes_upto
     }
 
+    /// Whether it has said that it begins nothing more, and all that it could tell has come.
+    pub(super) fn has_ended(&self) -> bool {
+        let is_closing = matches!(self.phase, Phase::Closing(Some(_)));
+        is_closing && self.flights.is_empty() && self.has_told()
+    }
+
     pub(super) fn in_flight(&self) -> u32 {
         u32::try_from(self.flights.len()).unwrap_or(u32::MAX)
     }

@@ -1,4 +1,5 @@
 mod adopt;
+mod leaving;
 mod mute;
 mod pipelines;
 mod quarantines;

@@ -22,6 +22,13 @@ fn worker_needs_no_database_and_looks_at_nothing_that_it_does_not_need() {
     assert_eq!((shared.pipeline(), shared.connect_timeout()), ("hooks", Duration::from_secs(3)));
     assert!(shared.egress.https_only);
     shared.transport().unwrap();
+    // The leader's secrets are not a worker's to read; its own are.
+    let secrets = ["SOURCE__URL", "STATE__URL", "NOTIFY__SECRET"];
+    let secrets = secrets.map(|key| format!("WALHOOK_{key}_FILE"));
+    let secrets = secrets.each_ref().map(|name| (name.as_str(), "/nowhere/secret"));
+    worker(WORKERS, &secrets).unwrap();
+    let own = worker(WORKERS, &[("WALHOOK_WORKERS__PASSWORD_FILE", "/nowhere/secret")]);
+    assert!(own.unwrap_err().contains("cannot read the file /nowhere/secret"));
 
     for (text, expected) in [
         (

@@ -22,7 +22,7 @@ const LEADER: &str = "leader";
 /// Looks, as a worker of this configuration.
 pub(in crate::control::check) async fn check(config: &WorkerConfig, report: &mut Report) {
     match config.transport() {
-        Ok(transport) => _ = proxy::check(&transport, report).await,
+        Ok(transport) => _ = proxy::check(&transport, proxy::Sends::Requests, report).await,
         Err(error) => report.fail("requests", error.to_string(), "correct [egress]"),
     }
     let meanwhile = "until then this worker sends nothing";

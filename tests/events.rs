@@ -52,11 +52,15 @@ async fn show_until(world: &World, event: &str, state: &str) -> Result<Value> {
 
 #[tokio::test]
 async fn event_that_waits_in_memory_is_shown_with_what_it_waits_for() -> Result<()> {
-    let mut world = World::with("[delivery]\ntimeout = \"60s\"", RULES, &[]).await?;
+    let sections = "[delivery]\ntimeout = \"60s\"\n[wal]\nmax_hold = \"10m\"";
+    let mut world = World::with(sections, RULES, &[]).await?;
     world.hook(7, 42, "").await?;
+    world.hook(8, 43, "").await?;
     world.mock.set_behaviour("/7", Behaviour::hang());
-    let running = world.run().await?;
+    let running = run_with_window(&mut world).await?;
     world.subscribe(1, 42).await?;
+    world.subscribe(2, 43).await?;
+    world.delivered(1).await?;
     // The receiver tells of no request that hangs; the leader does.
     let deadline = Instant::now() + PATIENCE;
     let event = loop {
@@ -81,6 +85,8 @@ async fn event_that_waits_in_memory_is_shown_with_what_it_waits_for() -> Result<
     ensure!(shown["deliveries"][0]["cause"] == "attempt", "{shown}");
     let plain = text(&world.walhook(&["events", "show", &event]).await?.stdout);
     ensure!(plain.contains("pending, 1 attempt; waits for attempt: the request"), "{plain}");
+    ensure!(shown["account_id"] == "42", "the leader says whose it is: {shown}");
+    not_yet_to_be_sent_again(&world, &event).await?;
     running.kill().await?;
 
     // Killed in the middle: nothing is in anyone's memory, and the next leader sends it again.
@@ -89,8 +95,31 @@ async fn event_that_waits_in_memory_is_shown_with_what_it_waits_for() -> Result<
     ensure!(shown["note"].is_string(), "{shown}");
     world.mock.set_behaviour("/7", Behaviour::ok());
     let running = world.run().await?;
-    world.delivered(1).await?;
+    world.delivered(2).await?;
     running.kill().await?;
+    Ok(())
+}
+
+/// While one delivery holds the checkpoint back, what can be sent again ends there, and the commands say so: of that
+/// delivery's event, and of one that was committed later and has been taken.
+async fn not_yet_to_be_sent_again(world: &World, holding: &str) -> Result<()> {
+    let taken = event_of(world, 2).await?;
+    show_until(world, &taken, "delivered").await?;
+    for (event, why) in [
+        (holding, "has not passed it, for it is still being delivered for the first time"),
+        (&taken, "has not passed it, although nothing of it is on its way any more"),
+    ] {
+        let refused = world.walhook(&["events", "resend", event]).await?;
+        let said = text(&refused.stderr);
+        ensure!(refused.status.code() == Some(1) && said.contains(why), "{said}");
+        ensure!(said.contains(" behind the WAL)") && said.contains("max_hold (10m)"), "{said}");
+    }
+    let dry_run = ["replay", "start", "--from", "oldest", "--account", "43", "--dry-run"];
+    let said = text(&world.walhook(&dry_run).await?.stdout);
+    ensure!(said.contains("0 deliveries of 0 events"), "{said}");
+    ensure!(said.contains("the checkpoint has not passed it yet"), "{said}");
+    let counts = world.walhook_json(&dry_run).await?;
+    ensure!(counts["left_out_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{counts}");
     Ok(())
 }
 

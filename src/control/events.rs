@@ -94,20 +94,10 @@ pub(crate) async fn show(
     wants_body: bool,
 ) -> Result<EventView, Failure> {
     let state = Databases::of(config).open_state().await?;
-    // The checkpoint first, then memory, then rows, then the log: what leaves one meanwhile is in the next.
-    let frontier = state.frontier().await?;
-    let (pending, memory_error) = match memory::read(config, id, admin).await? {
-        Ok(pending) => (pending, None),
-        Err(why) => (Vec::new(), Some(why)),
-    };
-    let gaps = state.gaps(true).await?;
-    let filter = DeferredFilter { ids: Some(vec![id.to_string()]), ..DeferredFilter::default() };
-    let deferred = state.deferred(&filter, &DeferredCursor::default(), DEFERRED_MAX).await?;
-    let letters = state.letters_of_event(id).await?;
-    let (event, unrouted_since_us) = body::of_tables(&state, id).await?;
-    let story = state.story(id, LINES_MAX).await?;
-    let known = Known { story, pending, deferred, letters, unrouted_since_us, gaps, frontier };
-    let found = found(config, id, event, wants_body).await;
+    let gathered = gather(config, &state, id, admin).await?;
+    let settled = gathered.settled(&state, id).await?;
+    let Gathered { known, event, memory_error } = gathered;
+    let found = found(config, id, event, wants_body, settled).await;
     let event = found.event.as_deref();
     let line = known.story.first();
     let commit_lsn = event.map(|event| event.position.commit_lsn());
@@ -115,17 +105,15 @@ pub(crate) async fn show(
     let committed_us = event.map(|event| event.commit_time_us);
     let committed_us = committed_us.or_else(|| line.map(|line| line.committed_us));
     let event_type = event.map(|event| &event.event_type);
-    let account = event.map(|event| &event.account);
-    let settled = match commit_lsn {
-        Some(commit) => Some(commit < frontier),
-        None => settled(&state, id, frontier).await?,
-    };
+    let account = event.map(|event| &event.account).or(line.map(|line| &line.account));
+    let told = known.pending.first().map(|pending| pending.account_id.clone());
+    let settled = commit_lsn.map(|commit| commit < known.frontier).or(settled);
     let deliveries = known.deliveries();
     let note = deliveries.is_empty().then(|| note(settled).to_owned());
     Ok(EventView {
         event_id: id.to_string(),
         event_type: event_type.or(line.map(|line| &line.event_type)).map(ToString::to_string),
-        account_id: account.or(line.map(|line| &line.account)).map(ToString::to_string),
+        account_id: account.map(ToString::to_string).or(told),
         committed_at: rfc3339(committed_us.unwrap_or_else(|| commit_us(id))),
         commit_lsn: commit_lsn.map(|lsn| lsn.to_string()),
         settled,
@@ -138,6 +126,54 @@ pub(crate) async fn show(
     })
 }
 
+/// What of an event the leader's memory, rows and the log have.
+struct Gathered {
+    known: Known,
+    /// The event itself, where a row has it.
+    event: Option<Arc<Event>>,
+    /// Why it is unknown what of it is in memory.
+    memory_error: Option<String>,
+}
+
+async fn gather(
+    config: &Config,
+    state: &StateStore,
+    id: EventId,
+    admin: Option<Url>,
+) -> Result<Gathered, Failure> {
+    // The checkpoint first, then memory, then rows, then the log: what leaves one meanwhile is in the next.
+    let frontier = state.frontier().await?;
+    let (pending, memory_error) = match memory::read(config, id, admin).await? {
+        Ok(pending) => (pending, None),
+        Err(why) => (Vec::new(), Some(why)),
+    };
+    let gaps = state.gaps(true).await?;
+    let filter = DeferredFilter { ids: Some(vec![id.to_string()]), ..DeferredFilter::default() };
+    let deferred = state.deferred(&filter, &DeferredCursor::default(), DEFERRED_MAX).await?;
+    let letters = state.letters_of_event(id).await?;
+    let (event, unrouted_since_us) = body::of_tables(state, id).await?;
+    let story = state.story(id, LINES_MAX).await?;
+    let known = Known { story, pending, deferred, letters, unrouted_since_us, gaps, frontier };
+    Ok(Gathered { known, event, memory_error })
+}
+
+impl Gathered {
+    /// Where it was committed, as far as a row or a line says that.
+    fn commit(&self) -> Option<Lsn> {
+        let event = self.event.as_ref().map(|event| event.position.commit_lsn());
+        event.or_else(|| self.known.story.first().map(|line| line.commit_lsn))
+    }
+
+    /// Whether the checkpoint has passed it; none: that cannot be told.
+    async fn settled(&self, state: &StateStore, id: EventId) -> Result<Option<bool>, Failure> {
+        let frontier = self.known.frontier;
+        match self.commit() {
+            Some(commit) => Ok(Some(commit < frontier)),
+            None => settled(state, id, frontier).await,
+        }
+    }
+}
+
 /// The event, and where it was found; or why it was not.
 struct Found {
     event: Option<Arc<Event>>,
@@ -145,7 +181,13 @@ struct Found {
     why_not: Option<String>,
 }
 
-async fn found(config: &Config, id: EventId, event: Option<Arc<Event>>, looks_on: bool) -> Found {
+async fn found(
+    config: &Config,
+    id: EventId,
+    event: Option<Arc<Event>>,
+    looks_on: bool,
+    settled: Option<bool>,
+) -> Found {
     let why_not = match event {
         Some(event) => return Found { event: Some(event), from: Some("state"), why_not: None },
         None if !looks_on => "no row holds it; --body looks into the replay window".to_owned(),
@@ -153,7 +195,12 @@ async fn found(config: &Config, id: EventId, event: Option<Arc<Event>>, looks_on
             Ok(Some(event)) => {
                 return Found { event: Some(event), from: Some("window"), why_not: None };
             }
-            Ok(None) => "the rules of now do not make it of what the replay window has".to_owned(),
+            Ok(None) if settled == Some(true) => {
+                "the rules of now do not make it of what the replay window has".to_owned()
+            }
+            Ok(None) => "the rules of now do not make it of what the replay window has, or the checkpoint, where that \
+                 ends, has not passed it yet"
+                .to_owned(),
             Err(error) => error.to_string(),
         },
     };

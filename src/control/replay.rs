@@ -160,12 +160,12 @@ pub(crate) struct Asked {
     pub(crate) types: Vec<String>,
 }
 
-/// The range that is asked for.
+/// The range that is asked for, and how many bytes of WAL it leaves out since it ends at the checkpoint.
 ///
 /// # Errors
 /// When a database does not answer, the endpoint could not be sent anything, or the range is not within the
 /// replay window, which the message names.
-pub(crate) async fn range(config: &Config, asked: Asked) -> Result<ReplayRange, Failure> {
+pub(crate) async fn range(config: &Config, asked: Asked) -> Result<(ReplayRange, u64), Failure> {
     let Asked { from, to, account, endpoint, types } = asked;
     Moment::ensure_forward(from, to)?;
     let state = Databases::of(config).open_state().await?;
@@ -174,7 +174,9 @@ pub(crate) async fn range(config: &Config, asked: Asked) -> Result<ReplayRange, 
     }
     let window = Window::read(config, &state).await?;
     let filter = ReplayFilter { account, endpoint, types, ..ReplayFilter::default() };
-    window.range(&state, from, to, filter).await
+    let range = window.range(&state, from, to, filter).await?;
+    let left_out_bytes = window.left_out_bytes(&range);
+    Ok((range, left_out_bytes))
 }
 
 /// A replay goes to the endpoints of now, so to one that is not there it would send nothing, and say

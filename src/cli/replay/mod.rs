@@ -130,11 +130,15 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             if !dry_run {
                 ensure_live(&config)?;
             }
-            let range = replay::range(&config, asked).await?;
+            let (range, left_out_bytes) = replay::range(&config, asked).await?;
+            let left_out = print::left_out(range.to, left_out_bytes, config.wal.max_hold);
             if dry_run {
-                let counts = replay::count(&config, &range).await?;
-                let text = || print_line(&print::counts_text(&counts, &range));
-                return if common.json { print_json(&counts) } else { text() };
+                let counts = replay::count(&config, &range, left_out_bytes).await?;
+                if common.json {
+                    return print_json(&counts);
+                }
+                print_line(&print::counts_text(&counts, &range))?;
+                return left_out.map_or(Ok(()), |left_out| print_line(&left_out));
             }
             let wait = wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
             let sent = carry_out(&config, &range, wait, common.json).await?;
@@ -142,6 +146,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
                 print_line(
                     "nothing was sent; the same command with --dry-run says what the range has",
                 )?;
+                return left_out.map_or(Ok(()), |left_out| print_line(&left_out));
             }
             Ok(())
         }

@@ -1,7 +1,11 @@
 //! Replays as text.
 
+use std::time::Duration;
+
 use crate::cli::table::one_line;
+use crate::control::bytes;
 use crate::control::replay::{CountsView, ReplayRange, ReplayView};
+use walhook_core::lsn::Lsn;
 
 const BAR_CHARS: usize = 30;
 
@@ -90,7 +94,7 @@ pub(in crate::cli) fn bar(replay: &ReplayView) -> String {
 
 /// What a dry run counted.
 pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange) -> String {
-    let CountsView { events, deliveries, by_type, unroutable } = counts;
+    let CountsView { events, deliveries, by_type, unroutable, .. } = counts;
     let ReplayRange { from, to, .. } = range;
     let some = |n: u64, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
     let deliveries = some(*deliveries, "delivery", "deliveries");
@@ -112,6 +116,18 @@ pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange) -> String {
         ));
     }
     text
+}
+
+/// What a range does not have since it ends at the checkpoint.
+pub(super) fn left_out(to: Lsn, bytes_left_out: u64, max_hold: Duration) -> Option<String> {
+    (bytes_left_out > 0).then(|| {
+        format!(
+            "what was committed from {to} on ({} of WAL) is not in this range: the checkpoint has not passed it yet. A \
+             delivery holds that back for at most wal.max_hold ({})",
+            bytes(bytes_left_out),
+            humantime::format_duration(max_hold)
+        )
+    })
 }
 
 #[cfg(test)]
@@ -144,12 +160,24 @@ mod tests {
             "{none}"
         );
         let by_type = [("a.b".to_owned(), 0), ("a.c".to_owned(), 2)].into();
-        let unwanted = CountsView { events: 3, deliveries: 2, by_type, unroutable: 0 };
+        let unwanted = CountsView { events: 3, deliveries: 2, by_type, ..CountsView::default() };
         let text = counts_text(&unwanted, &range);
         assert!(
             text.ends_with("\n  a.b  0: no endpoint that is switched on wants it\n  a.c  2"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn range_that_ends_at_the_checkpoint_says_what_it_leaves_out() {
+        let hold = Duration::from_secs(30);
+        assert_eq!(left_out(Lsn(200), 0, hold), None);
+        let said = left_out(Lsn(200), 5_222, hold).unwrap();
+        assert!(
+            said.starts_with("what was committed from 0/C8 on (5.0 KiB of WAL) is not in"),
+            "{said}"
+        );
+        assert!(said.ends_with("wal.max_hold (30s)"), "{said}");
     }
 
     #[test]

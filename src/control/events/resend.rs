@@ -3,8 +3,9 @@
 use anyhow::anyhow;
 
 use super::super::replay::{Moment, ReplayRange, ReplayView, Window, ensure_endpoint};
-use super::super::{Databases, Failure};
-use super::LINES_MAX;
+
+use super::super::{Databases, Failure, bytes};
+use super::{Gathered, LINES_MAX, gather};
 use crate::config::Config;
 use walhook_core::delivery_log::{Entry, What};
 use walhook_core::lsn::Lsn;
@@ -40,8 +41,17 @@ pub(crate) async fn why_nothing(
         ),
         false => String::new(),
     };
+    let state = Databases::of(config).open_state().await?;
+    let settled = gather(config, &state, id, None).await?.settled(&state, id).await?;
+    let newer = match settled {
+        Some(true) => String::new(),
+        Some(false) | None => format!(
+            "it was committed after {}, where the checkpoint was, and can be sent again when that has passed it, or ",
+            sent.to
+        ),
+    };
     Ok(format!(
-        "{older}the rules of now do not make {id} of what the replay window has: a rule was changed, or it is no event \
+        "{older}{newer}the rules of now do not make {id} of what the replay window has: a rule was changed, or it is no event \
          of this pipeline"
     ))
 }
@@ -76,19 +86,15 @@ pub(crate) async fn range(
         ensure_endpoint(config, endpoint).await?;
     }
     let window = Window::read(config, &state).await?;
-    let line = state.story(id, 1).await?.pop();
-    let commit = match line {
-        Some(line) => Some(line.commit_lsn),
-        None => {
-            let (event, _) = super::body::of_tables(&state, id).await?;
-            event.map(|event| event.position.commit_lsn())
+    let gathered = gather(config, &state, id, None).await?;
+    let (from, to) = match gathered.commit() {
+        Some(commit) if commit < window.checkpoint => {
+            (Moment::Position(commit), Moment::Position(Lsn(commit.0 + 1)))
         }
-    };
-    let (from, to) = match commit {
-        Some(commit) if commit >= window.checkpoint => {
-            return Err(anyhow!("{id} is still being delivered for the first time").into());
+        Some(_) => return Err(not_yet(config, id, &gathered, &window).into()),
+        None if gathered.known.is_under_way() => {
+            return Err(not_yet(config, id, &gathered, &window).into());
         }
-        Some(commit) => (Moment::Position(commit), Moment::Position(Lsn(commit.0 + 1))),
         // Its id tells when it was committed, to a millisecond.
         None => {
             let from_us = super::commit_us(id);
@@ -100,4 +106,24 @@ pub(crate) async fn range(
     };
     let filter = ReplayFilter { endpoint, events: vec![id.to_string()], ..ReplayFilter::default() };
     window.range(&state, from, Some(to), filter).await
+}
+
+/// That the checkpoint has not passed it, and what that waits for.
+fn not_yet(config: &Config, id: EventId, gathered: &Gathered, window: &Window) -> anyhow::Error {
+    let why = match (gathered.known.is_under_way(), &gathered.memory_error) {
+        (true, _) => "for it is still being delivered for the first time",
+        (false, None) => {
+            "although nothing of it is on its way any more: something that was committed before it still is"
+        }
+        (false, Some(_)) => {
+            "for it, or something that was committed before it, is still being delivered for the first time"
+        }
+    };
+    anyhow!(
+        "{id} cannot be sent again yet: the checkpoint ({}, {} behind the WAL) has not passed it, {why}. A delivery holds \
+         the checkpoint back for at most wal.max_hold ({})",
+        window.checkpoint,
+        bytes(window.lag_bytes()),
+        humantime::format_duration(config.wal.max_hold)
+    )
 }

@@ -85,6 +85,12 @@ impl Known {
         all.into_iter().map(|(key, lines)| self.delivery(&key, &lines)).collect()
     }
 
+    /// Whether something of it is still being delivered for the first time.
+    pub(super) fn is_under_way(&self) -> bool {
+        let waits = |it: &DeliveryView| matches!(&*it.state, "pending" | "unrouted");
+        self.deliveries().iter().any(|it| it.replay_id.is_none() && waits(it))
+    }
+
     fn delivery(&self, key: &Key, lines: &[&Entry]) -> DeliveryView {
         let pending = self.pending.iter().find(|it| it.endpoint == key.0 && it.replay_id == key.1);
         let attempts = lines.iter().map(|entry| entry.attempt).max().unwrap_or(0);

@@ -1,6 +1,6 @@
 //! From what an operator names, a position or a time, to a range that can be read.
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 
 use crate::config::Config;
 use crate::control::time::time_us;
@@ -9,6 +9,7 @@ use crate::server::range;
 use walhook_core::event::rfc3339;
 use walhook_core::lsn::Lsn;
 use walhook_core::replay::{ReplayFilter, ReplayRange};
+use walhook_postgres::slot;
 use walhook_process::clock;
 use walhook_state::StateStore;
 
@@ -66,6 +67,8 @@ pub(crate) struct Window {
     pub(crate) oldest: Lsn,
     /// The checkpoint: what follows is still being delivered for the first time.
     pub(crate) checkpoint: Lsn,
+    /// Where the WAL ends.
+    pub(crate) wal_end: Lsn,
 }
 
 impl Window {
@@ -73,7 +76,20 @@ impl Window {
     pub(crate) async fn read(config: &Config, state: &StateStore) -> Result<Self, Failure> {
         let source = Databases::of(config).open_source("walhook replay").await?;
         let oldest = range::oldest(config, &source).await?;
-        Ok(Self { oldest, checkpoint: state.frontier().await? })
+        // The checkpoint first: the WAL ends behind it.
+        let checkpoint = state.frontier().await?;
+        let wal_end = slot::wal_end(&source).await.context("cannot read the end of the WAL")?;
+        Ok(Self { oldest, checkpoint, wal_end })
+    }
+
+    /// Bytes of WAL that are on their way for the first time.
+    pub(crate) fn lag_bytes(&self) -> u64 {
+        self.wal_end.bytes_since(self.checkpoint)
+    }
+
+    /// Those that a range leaves out since it ends at the checkpoint; 0 where it ends before that.
+    pub(super) fn left_out_bytes(&self, range: &ReplayRange) -> u64 {
+        if range.to < self.checkpoint { 0 } else { self.lag_bytes() }
     }
 
     /// The range between two moments, which must lie within the window.
@@ -126,7 +142,7 @@ impl Window {
             Ok(Some(at_us)) => format!(" (about {})", rfc3339(at_us)),
             Ok(None) | Err(_) => String::new(),
         };
-        let Self { oldest, checkpoint } = self;
+        let Self { oldest, checkpoint, .. } = self;
         anyhow!(
             "{what} what can be sent again, which is {oldest}{since} to {checkpoint} (the checkpoint). \
              source.replay_window decides how much WAL is kept for that"

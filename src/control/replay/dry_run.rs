@@ -32,13 +32,20 @@ pub(crate) struct CountsView {
     pub(crate) by_type: BTreeMap<String, u64>,
     /// Changes that could not be turned into an event; they are not sent again.
     pub(crate) unroutable: u64,
+    /// Bytes of WAL behind the range that are not counted, for the checkpoint has not passed them; 0 where the range
+    /// ends before the checkpoint.
+    pub(crate) left_out_bytes: u64,
 }
 
-/// Reads the range and counts. Sends nothing.
+/// Reads the range, which leaves out so many bytes of WAL, and counts. Sends nothing.
 ///
 /// # Errors
 /// When the range cannot be read, or endpoints not looked up.
-pub(crate) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Result<CountsView> {
+pub(crate) async fn count(
+    config: &Config,
+    range: &ReplayRange,
+    left_out_bytes: u64,
+) -> anyhow::Result<CountsView> {
     let purpose = format!("dry_run_{}", std::process::id());
     let reader = Range::open(config, range.from, range.to, range.from_oldest, &purpose).await?;
     let client = lookup::connect(config.lookups(), "walhook replay").await?;
@@ -46,7 +53,7 @@ pub(crate) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Resul
     let (out, mut batches) = mpsc::channel(BATCHES);
     let mut task = JoinSet::new();
     task.spawn(reader.read(out));
-    let mut counts = CountsView::default();
+    let mut counts = CountsView { left_out_bytes, ..CountsView::default() };
     let mut pending: HashMap<AccountId, BTreeMap<String, u64>> = HashMap::new();
     while let Some(batch) = batches.recv().await {
         for item in batch.items {

@@ -46,7 +46,8 @@ async fn dry_run_counts_exactly_the_range_and_leaves_no_slot() {
     let (source, at) = history(&fixture, &config, 4).await;
     let count = async |from: Lsn, to: Lsn| {
         let range = ReplayRange { from, to, from_oldest: false, filter: ReplayFilter::default() };
-        let counts = serde_json::to_value(dry_run::count(&config, &range).await.unwrap()).unwrap();
+        let counts =
+            serde_json::to_value(dry_run::count(&config, &range, 0).await.unwrap()).unwrap();
         assert_eq!(counts["events"], counts["deliveries"], "one endpoint wants them");
         counts["events"].as_u64().unwrap()
     };
@@ -55,7 +56,7 @@ async fn dry_run_counts_exactly_the_range_and_leaves_no_slot() {
     assert_eq!(count(at[2], at[2]).await, 0);
     let filter = ReplayFilter { endpoint: Some("2".into()), ..ReplayFilter::default() };
     let range = ReplayRange { from: at[0], to: at[4], from_oldest: false, filter };
-    let counts = serde_json::to_value(dry_run::count(&config, &range).await.unwrap()).unwrap();
+    let counts = serde_json::to_value(dry_run::count(&config, &range, 0).await.unwrap()).unwrap();
     assert_eq!((&counts["events"], &counts["deliveries"]), (&json!(4), &json!(0)));
 
     let temporary = "SELECT count(*)::text FROM pg_replication_slots WHERE temporary";
@@ -78,6 +79,11 @@ async fn range_outside_of_the_window_is_refused_with_what_is_possible() {
     let window = Window::read(&config, &state).await.unwrap();
     assert_eq!(window.checkpoint, at[1]);
     let none = ReplayFilter::default;
+    let to_end = window.range(&state, Moment::Oldest, None, none()).await.unwrap();
+    assert_eq!((to_end.to, window.left_out_bytes(&to_end)), (at[1], window.wal_end.0 - at[1].0));
+    assert!(window.wal_end >= at[2], "what follows the checkpoint is left out");
+    let before_end = ReplayRange { to: at[0], ..to_end };
+    assert_eq!(window.left_out_bytes(&before_end), 0, "it ends where it was asked to");
     let refused = async |from: Moment, to: Option<Moment>| {
         window.range(&state, from, to, none()).await.unwrap_err().to_string()
     };
@@ -98,6 +104,7 @@ async fn range_outside_of_the_window_is_refused_with_what_is_possible() {
     let error = dry_run::count(
         &config,
         &ReplayRange { from: at[0], to: at[1], from_oldest: false, filter: none() },
+        0,
     )
     .await;
     assert!(error.unwrap_err().to_string().contains("before the replay window"));

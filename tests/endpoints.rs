@@ -252,6 +252,19 @@ async fn endpoint_that_is_gone_is_off_until_its_row_changes() -> Result<()> {
     assert_eq!(status["disabled_endpoints"][0]["endpoint"], "1", "{status}");
     world.until_metric("walhook_deliveries_total{result=\"dead\"}", "2").await?;
 
+    // A retry sends nothing while it is off, says so, and leaves the letters what they were.
+    let first = world.walhook_json(&["dead-letters", "show", "1"]).await?;
+    let retry = world.walhook(&["dead-letters", "retry", "1"]).await?;
+    let told = crate::support::text(&retry.stdout);
+    let why = "not sent: the endpoint is switched off; `walhook endpoints resume` switches it on (status 410)";
+    assert!(told.contains(why), "{told}");
+    let shown = world.walhook_json(&["dead-letters", "show", "1"]).await?;
+    assert_eq!(
+        (&shown["reason"], &shown["last_status"], &shown["tried_at"]),
+        (&first["reason"], &first["last_status"], &first["tried_at"])
+    );
+    assert_eq!(world.value(dead).await?, expected);
+
     // It stays off in the next process.
     running.kill().await?;
     world.mock.set_behaviour("/1", Behaviour::ok());

@@ -125,7 +125,7 @@ async fn retry(config: &Config, asked: &Retry, json: bool) -> CommandResult {
         print_json(&retried)?;
     } else {
         job::print(job, false)?;
-        errors.iter().try_for_each(|letter| print_line(&failed_line(letter)))?;
+        errors.iter().try_for_each(|letter| print_line(&failed_line(letter, &job.created_at)))?;
         let more = job.failed.saturating_sub(i64::try_from(errors.len()).unwrap_or(i64::MAX));
         if more > 0 {
             print_line(&format!("and {more} more; `walhook dead-letters list` shows them"))?;
@@ -186,11 +186,16 @@ fn text(page: &DeadLetterPage) -> String {
 }
 
 /// What a retry failed by.
-fn failed_line(letter: &DeadLetterView) -> String {
-    let DeadLetterView { id, endpoint, event_id, attempts, detail, .. } = letter;
+/// What came of a retry that was asked for then.
+fn failed_line(letter: &DeadLetterView, asked_at: &str) -> String {
+    let DeadLetterView { id, endpoint, event_id, attempts, detail, tried_at, .. } = letter;
     let endpoint = endpoint.as_deref().unwrap_or("-");
+    let tried = match tried_at.as_str() < asked_at {
+        true => "not sent".to_owned(),
+        false => format!("after {attempts} attempts"),
+    };
     one_line(&format!(
-        "dead letter {id} (endpoint {endpoint}, event {event_id}), after {attempts} attempts: {detail}"
+        "dead letter {id} (endpoint {endpoint}, event {event_id}), {tried}: {detail}"
     ))
 }
 

@@ -28,7 +28,8 @@ pub(super) fn verdict(job: &JobView) -> CommandResult {
         );
     }
     if job.failed > 0 {
-        return Err(anyhow!("{} of {} failed again", job.failed, job.known_total()).into());
+        let total = job.known_total();
+        return Err(anyhow!("{} of {total} failed again, or could not be sent", job.failed).into());
     }
     Ok(())
 }
@@ -45,7 +46,7 @@ mod tests {
         verdict(&done).unwrap();
         let more = JobView { done: 55, total: 40, ..done.clone() };
         assert!(text(&more).contains("55 done, 0 failed of 55"), "{}", text(&more));
-        assert_eq!(says(&sample::job()), "1 of 3 failed again");
+        assert_eq!(says(&sample::job()), "1 of 3 failed again, or could not be sent");
         assert!(says(&JobView { finished: false, ..done }).contains("not finished"));
         assert_eq!(says(&sample::job_with_error()), "job 4: the arguments cannot be read");
     }

@@ -5,6 +5,7 @@ use super::super::status::cause_text;
 use super::super::table::{named, one_line, table};
 use crate::control::events::log::{ErasedView, LineCount, LineCounts, LinePage};
 use crate::control::events::{DeliveryView, EventView, LineView};
+use walhook_core::persist::DeadReason;
 
 /// Columns of a thing's name.
 const NAME_WIDTH: usize = 10;
@@ -85,7 +86,10 @@ fn stands(delivery: &DeliveryView) -> String {
     if let Some(cause) = cause {
         text.push_str(&format!("; waits for {}", cause_text(cause)));
     }
-    let letter = delivery.dead_letter.map(|id| match delivery.endpoint {
+    let letter = delivery.dead_letter.map(|id| match &delivery.endpoint {
+        Some(endpoint) if reason.as_deref() == Some(DeadReason::EndpointDisabled.as_str()) => {
+            format!("; walhook endpoints resume {endpoint}, then walhook dead-letters retry {id}")
+        }
         Some(_) => format!("; walhook dead-letters retry {id}"),
         // Nobody is there to whom it could be sent.
         None => format!("; walhook dead-letters show {id}"),
@@ -252,6 +256,13 @@ mod tests {
         assert_eq!(
             erased(&sample::erased()),
             "erased 12 lines of account 42: record 1, asked by support, ticket 5"
+        );
+        let mut off = sample::event().deliveries[1].clone();
+        off.reason = Some("endpoint_disabled".into());
+        let shown = stands(&off);
+        assert!(
+            shown.contains("; walhook endpoints resume 8, then walhook dead-letters"),
+            "{shown}"
         );
         let mut unroutable = sample::event().deliveries[1].clone();
         unroutable.endpoint = None;

@@ -16,6 +16,9 @@ use walhook_core::event::EndpointId;
 use walhook_core::persist::DeadReason;
 use walhook_core::tick::Tick;
 
+/// Why nothing is sent to an endpoint that walhook has switched off, before what it answered.
+const DISABLED: &str = "the endpoint is switched off; `walhook endpoints resume` switches it on";
+
 /// A request to send now.
 #[derive(Debug)]
 #[cfg_attr(feature = "record", derive(serde::Serialize))]
@@ -254,7 +257,8 @@ impl Dispatcher {
     fn why_unusable(&self, endpoint: &Endpoint) -> Option<End> {
         let end = |reason, detail| End { reason, detail, last_status: None };
         if let Some(reason) = self.endpoints.why_disabled(&endpoint.id) {
-            return Some(end(DeadReason::EndpointDisabled, reason.to_owned()));
+            let why = format!("{DISABLED} ({reason})");
+            return Some(end(DeadReason::EndpointDisabled, why));
         }
         if !endpoint.enabled {
             let why = "the endpoint's row is not enabled".to_owned();

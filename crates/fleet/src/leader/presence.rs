@@ -1,7 +1,7 @@
 //! Whether a session is there: what has not been heard of for a while is given nothing, and is lost when its lease
 //! has run out.
 
-use super::session::{self, Phase};
+use super::session::{self, Phase, Session};
 use super::{Ending, Fleet, FleetEffect, GONE_MAX, SESSIONS_MAX, WorkerChanged, WorkerState};
 use crate::frame::SessionId;
 use walhook_core::attempt::DeliveryId;

@@ -6,7 +6,7 @@ use super::super::{key, replay_column, replay_discards, text};
 use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Step, Transaction, bodies, letters, saturate};
 use walhook_core::persist::{DeadLetter, LETTERS_MAX, QueueId, Retried};
-use walhook_postgres::op::{EQ, NE, PLUS};
+use walhook_postgres::op::{EQ, GT, NE, PLUS};
 
 /// Inserts letters; one that is there already stays as it is. Those beyond the first [`LETTERS_MAX`] of a
 /// queue are counted in its record instead. Returns the queues that have one from now on.
@@ -228,11 +228,14 @@ pub(super) async fn mark_failed(
         failed.iter().map(|(_, _, e)| e.last_status.map(i32::from)).collect();
     let histories: Vec<Option<String>> =
         failed.iter().map(|(_, _, e)| records(&e.history)).collect();
+    // Where no request was made, it only says why: what it died of, and when it was tried, is as before.
+    let sent =
+        |new: &str, old: &str| format!("CASE WHEN r.attempts {GT} 0 THEN {new} ELSE d.{old} END");
     let update = format!(
         "WITH tried AS (
              UPDATE {s}.dead_letters d
-             SET reason = r.reason, detail = r.detail, attempts = d.attempts {PLUS} r.attempts,
-                 last_status = r.status, history = {history}, tried_at = pg_catalog.now(), last_job = r.job
+             SET reason = {}, detail = r.detail, attempts = d.attempts {PLUS} r.attempts,
+                 last_status = {}, history = {history}, tried_at = {}, last_job = r.job
              FROM unnest($2, $3, $4, $5, $6, $7, $8)
                   AS r(id, job, reason, detail, attempts, status, history)
              WHERE d.ctid {EQ} {letter}
@@ -241,6 +244,9 @@ pub(super) async fn mark_failed(
          UPDATE {s}.jobs j SET failed = j.failed {PLUS} t.n
          FROM (SELECT job, pg_catalog.count(*) AS n FROM tried GROUP BY job) t
          WHERE j.ctid {EQ} {job}",
+        sent("r.reason", "reason"),
+        sent("r.status", "last_status"),
+        sent("pg_catalog.now()", "tried_at"),
         letter = key::row(s, "dead_letters", "ctid", "id", "r.id"),
         history = last_ten("d.history", "r.history"),
         job = key::row(s, "jobs", "ctid", "id", "t.job"),

@@ -2,9 +2,12 @@
 
 use super::super::fixture::{Fixture, dead, defer, event, queue, row_id};
 use super::batch;
-use crate::{DeadLetterFilter, Gap, StateStore};
+use crate::{Ask, DeadLetterFilter, Gap, StateStore, StoredDeadLetter};
 use walhook_core::event::EndpointId;
-use walhook_core::persist::{BacklogRow, Blocked, DeadLetter, PersistBatch, Purge, QueueId};
+use walhook_core::id::DeadLetterId;
+use walhook_core::persist::{
+    BacklogRow, Blocked, DeadLetter, DeadReason, PersistBatch, Purge, QueueId, Retried,
+};
 use walhook_core::room::Holder;
 
 const MAX: u64 = 1_000;
@@ -172,4 +175,44 @@ async fn purge_of_letters_counts_them_in_the_record_of_their_queue_and_the_large
     // Another letter is a row again, and beyond it the record goes on.
     store.persist(&dying(2, letters("7", 30..31))).await.unwrap();
     assert_eq!(counted(&fixture, "7").await, 1);
+}
+
+#[tokio::test]
+async fn letter_whose_retry_sent_nothing_says_why_and_stays_what_it_was() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    let letter = dead(&event(0x1000, "1"), "7");
+    store.persist(&dying(1, vec![letter.clone()])).await.unwrap();
+    let all = DeadLetterFilter::default();
+    let ask = Ask::RetryDeadLetters(all.clone());
+    // What the letter is before and after a retry that came to this.
+    let mut retry = async |error: DeadLetter| {
+        let job = store.create_job(&ask).await.unwrap().unwrap();
+        let before = store.dead_letters(&all, 0, 1).await.unwrap().remove(0);
+        let (dead_letter, error) = (DeadLetterId(before.id), Some(error));
+        let retried = vec![Retried { dead_letter, job: job.id, error }];
+        store.persist(&PersistBatch { retried, ..batch(0x100) }).await.unwrap();
+        let vain = store.retried_in_vain(job.id, 10).await.unwrap();
+        assert_eq!(vain.len(), 1, "the job tells of it");
+        assert_eq!(store.job(job.id).await.unwrap().unwrap().failed, 1);
+        store.finish_job(job.id, None).await.unwrap();
+        (before, store.dead_letters(&all, 0, 1).await.unwrap().remove(0))
+    };
+    let off = DeadLetter {
+        attempts: 0,
+        last_status: None,
+        reason: DeadReason::EndpointDisabled,
+        detail: "switched off".to_owned(),
+        ..letter.clone()
+    };
+    let (before, after) = retry(off.clone()).await;
+    assert_eq!(after.detail, "switched off");
+    let kept = |l: &StoredDeadLetter| (l.reason.clone(), l.last_status, l.tried_at_us, l.attempts);
+    assert_eq!(kept(&after), kept(&before));
+
+    // One that was sent is another.
+    let (before, after) = retry(DeadLetter { attempts: 1, ..off }).await;
+    assert_eq!((after.reason.as_str(), after.last_status), ("endpoint_disabled", None));
+    assert!(after.attempts == before.attempts + 1 && after.tried_at_us > before.tried_at_us);
 }

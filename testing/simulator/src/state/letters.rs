@@ -60,10 +60,12 @@ impl State {
             let Some(letter) = letter.filter(|letter| letter.last_job != Some(*job)) else {
                 continue;
             };
-            letter.reason = error.reason;
+            if error.attempts > 0 {
+                letter.reason = error.reason;
+                letter.last_status = error.last_status;
+            }
             letter.detail.clone_from(&error.detail);
             letter.attempts += error.attempts;
-            letter.last_status = error.last_status;
             letter.history = last_ten(&letter.history, &error.history);
             letter.last_job = Some(*job);
             if let Some(job) = self.jobs.get_mut(job) {

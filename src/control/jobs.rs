@@ -71,6 +71,15 @@ pub(super) async fn note_without_leader(databases: Databases<'_>, then: &str, te
     }
 }
 
+/// What the leader carries out before something else.
+#[derive(Debug)]
+pub(super) struct Before {
+    /// Its id.
+    pub(super) id: i64,
+    /// What it is, and how far.
+    pub(super) what: String,
+}
+
 /// Work of the leader's that comes to an end.
 pub(super) trait Awaited: Sized {
     /// Whether it has.
@@ -80,9 +89,7 @@ pub(super) trait Awaited: Sized {
     fn progress(&self) -> Progress<'_>;
 
     /// What the leader does first, where this has not begun.
-    async fn before(&self, _: &StateStore) -> Result<Option<JobState>, Failure> {
-        Ok(None)
-    }
+    async fn before(&self, state: &StateStore) -> Result<Option<Before>, Failure>;
 
     /// The same as it is now.
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure>;
@@ -104,11 +111,12 @@ impl Awaited for JobView {
         Progress::Job(self)
     }
 
-    async fn before(&self, state: &StateStore) -> Result<Option<JobState>, Failure> {
-        Ok(match self.done + self.failed {
+    async fn before(&self, state: &StateStore) -> Result<Option<Before>, Failure> {
+        let before = match self.done + self.failed {
             0 => state.job_before(JobId(self.id)).await?,
             _ => None,
-        })
+        };
+        Ok(before.as_ref().map(Before::job))
     }
 
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
@@ -134,7 +142,7 @@ pub(super) async fn wait_for<A: Awaited>(
             && told != Some(before.id)
         {
             told = Some(before.id);
-            tell(Progress::Note(&is_before(&before)));
+            tell(Progress::Note(&format!("{} is before it", before.what)));
         }
         sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
         work = work.look_again(state).await?;
@@ -144,10 +152,11 @@ pub(super) async fn wait_for<A: Awaited>(
     Ok(work)
 }
 
-/// Which job the leader carries out first.
-fn is_before(job: &JobState) -> String {
-    let JobState { id, kind, total, done, failed, .. } = job;
-    // The words of the command: `dead-letters retry`.
-    let kind = kind.replace('_', "-").replace('.', " ");
-    format!("job {id} ({kind}, {} of {total}) is before it", done + failed)
+impl Before {
+    fn job(job: &JobState) -> Self {
+        let JobState { id, kind, total, done, failed, .. } = job;
+        // The words of the command: `dead-letters retry`.
+        let kind = kind.replace('_', "-").replace('.', " ");
+        Self { id: id.0, what: format!("job {id} ({kind}, {} of {total})", done + failed) }
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use serde::Serialize;
 
-use super::jobs::{self, Awaited};
+use super::jobs::{self, Awaited, Before};
 use super::{Databases, Failure, Progress, Tell, ensure_live};
 use crate::config::Config;
 use walhook_core::event::rfc3339;
@@ -62,6 +62,9 @@ pub(crate) struct ReplayView {
     pub(crate) finished: bool,
     /// Why it ended early, where it did.
     pub(crate) error: Option<String>,
+    /// The replay that is carried out before it: one goes after the other. Null where that is nobody's, and where only
+    /// the list tells.
+    pub(crate) waits_for: Option<i64>,
     /// How much of the range is done, from 0 to 1.
     #[serde(skip)]
     pub(crate) fraction: f64,
@@ -126,6 +129,7 @@ impl From<StoredReplay> for ReplayView {
             created_at: rfc3339(replay.created_at_us),
             finished: replay.finished,
             error: replay.error,
+            waits_for: None,
             fraction,
         }
     }
@@ -275,6 +279,12 @@ impl Awaited for Waited {
         Progress::Replay(&self.replay)
     }
 
+    async fn before(&self, state: &StateStore) -> Result<Option<Before>, Failure> {
+        let has_begun = self.replay.finished || !self.replay.is_of_nothing();
+        let next = if has_begun { None } else { state.next_replay().await? };
+        Ok(next.filter(|next| next.id.0 < self.replay.id).map(Before::replay))
+    }
+
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
         let id = self.replay.id;
         let replay =
@@ -283,13 +293,25 @@ impl Awaited for Waited {
     }
 }
 
+impl Before {
+    fn replay(replay: StoredReplay) -> Self {
+        let ReplayView { id, filter, fraction, .. } = replay.into();
+        let of = filter.account.map(|account| format!("account {account}, ")).unwrap_or_default();
+        Self { id, what: format!("replay {id} ({of}{:.0} %)", 100.0 * fraction) }
+    }
+}
+
 /// Lists replays, the latest first.
 ///
 /// # Errors
 /// When the state database does not answer.
 pub(crate) async fn list(databases: Databases<'_>, limit: i64) -> Result<ReplayList, Failure> {
-    let replays = databases.open_state().await?.replays(limit).await?;
-    Ok(ReplayList { replays: replays.into_iter().map(ReplayView::from).collect() })
+    let state = databases.open_state().await?;
+    let next = state.next_replay().await?.map(|next| next.id.0);
+    let replays = state.replays(limit).await?.into_iter().map(ReplayView::from);
+    let waits_for = |replay: &ReplayView| next.filter(|next| !replay.finished && *next < replay.id);
+    let replays = replays.map(|replay| ReplayView { waits_for: waits_for(&replay), ..replay });
+    Ok(ReplayList { replays: replays.collect() })
 }
 
 /// Ends a replay, and discards what waits of it; what it has sent stays sent.

@@ -16,7 +16,10 @@ pub(super) fn line(replay: &ReplayView) -> String {
         (Some(error), ..) => error.clone(),
         (None, true, 0) => "done".to_owned(),
         (None, true, _) => "waiting".to_owned(),
-        (None, false, _) => format!("{:.0} %", 100.0 * replay.fraction),
+        (None, false, _) => match replay.waits_for {
+            Some(before) => format!("waits for replay {before}"),
+            None => format!("{:.0} %", 100.0 * replay.fraction),
+        },
     };
     let mut text = format!("replay {}  {from} to {to}  {state}  {}", replay.id, counts(replay));
     for (name, value) in [("account", &filter.account), ("endpoint", &filter.endpoint)] {
@@ -187,6 +190,8 @@ mod tests {
             text,
             "replay 3  0/64 to 0/C8  50 %  delivered 5, waiting 2, dead 1  account 42"
         );
+        let behind = ReplayView { waits_for: Some(2), ..replay(0.0) };
+        assert!(line(&behind).contains(" to 0/C8  waits for replay 2  delivered"));
         let read = ReplayView { finished: true, in_gaps: 4, ..replay(1.0) };
         assert!(line(&read).contains("  waiting  delivered 5, waiting 2, dead 1, in gaps 4"));
         assert!(remarks(&read)[0].contains("deferred list --replay 3"));

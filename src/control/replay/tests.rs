@@ -128,10 +128,41 @@ async fn replay_is_listed_and_cancelled_once() {
     let replay = state.create_replay(&range).await.unwrap();
     assert_eq!((replay.position, &replay.range), (Lsn(1), &range));
     assert_eq!(state.next_replay().await.unwrap().as_ref(), Some(&replay));
+
+    // One goes after the other, and whoever waits is told of which.
+    let later = state.create_replay(&range).await.unwrap();
+    let listed = list(Databases::of(&config), 10).await.unwrap().replays;
+    let waits: Vec<_> = listed.iter().map(|replay| (replay.id, replay.waits_for)).collect();
+    assert_eq!(waits, [(later.id.0, Some(replay.id.0)), (replay.id.0, None)]);
+    let told = std::sync::Mutex::new(Vec::new());
+    let mut tell = |progress: Progress<'_>| {
+        if let Progress::Note(note) = progress {
+            told.lock().unwrap().push(note.to_owned());
+        }
+    };
+    let until_told = wait_for(
+        Databases::of(&config),
+        later.clone().into(),
+        false,
+        Duration::from_secs(60),
+        &mut tell,
+    );
+    let is_told = async {
+        while told.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        _ = until_told => panic!("nobody carries it out"),
+        () = is_told => {}
+    }
+    assert_eq!(*told.lock().unwrap(), [format!("replay {} (0 %) is before it", replay.id)]);
+    cancel(Databases::of(&config), later.id.0).await.unwrap();
+
     cancel(Databases::of(&config), replay.id.0).await.unwrap();
     assert_eq!(state.next_replay().await.unwrap(), None);
     let listed = state.replays(10).await.unwrap();
-    assert_eq!(listed[0].error.as_deref(), Some("cancelled"));
+    assert_eq!(listed[1].error.as_deref(), Some("cancelled"));
     let error = cancel(Databases::of(&config), replay.id.0).await.unwrap_err().to_string();
     assert!(error.contains("has ended already"), "{error}");
     let error = cancel(Databases::of(&config), 99).await.unwrap_err().to_string();

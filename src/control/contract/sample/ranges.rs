@@ -143,6 +143,7 @@ pub(crate) fn replay() -> ReplayView {
         created_at: at(0),
         finished: false,
         error: None,
+        waits_for: None,
         fraction: 0.5,
     }
 }

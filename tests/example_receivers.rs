@@ -19,8 +19,8 @@ use walhook_testkit::address::free_address;
 
 use crate::support::{PATIENCE, RULES, SCHEMA, SECRET, World};
 
-/// What comes in place of [`SECRET`].
-const NEXT: &str = "whsec_3q2+7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+/// What comes in place of [`SECRET`], in the other alphabet and without padding.
+const NEXT: &str = "whsec_3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 const LANGUAGES: [Language; 5] = [
     Language { name: "Python", program: "python3", file: "receiver.py" },
@@ -37,13 +37,19 @@ pub struct Language {
     file: &'static str,
 }
 
+/// Where PHP's keeps the ids, in its directory.
+const SEEN: &str = "seen";
+
+/// With these anybody could sign, or nobody meant them.
+const NO_KEYS: [&str; 2] = ["whsec_***************************************", "whsec_c2hvcnQ="];
+
 /// Python is there wherever the tests run.
 pub const PYTHON: Language = LANGUAGES[0];
 
 /// One of the receivers, until it is dropped.
 pub struct Receiver {
     _process: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     out: Lines<BufReader<ChildStdout>>,
     pub port: u16,
 }
@@ -76,7 +82,7 @@ impl Language {
             "php" => {
                 let mut command = Command::new("php");
                 command.args(["-S", &address.to_string()]).arg(&file);
-                command.env("WEBHOOK_SEEN", dir.path());
+                command.env("WEBHOOK_SEEN", dir.path().join(SEEN));
                 command
             }
             program => {
@@ -98,7 +104,7 @@ impl Language {
             let line = timeout(PATIENCE, out.next_line()).await.context("it says no port")??;
             line.context("it ended")?.parse()?
         };
-        Ok(Receiver { _process: process, _dir: dir, out, port })
+        Ok(Receiver { _process: process, dir, out, port })
     }
 }
 
@@ -112,10 +118,15 @@ async fn until_open(port: u16) -> Result<()> {
 }
 
 impl Receiver {
-    /// The next event that it has printed.
+    /// The next event that it has printed, but for the one of which nothing can be said.
     pub async fn event(&mut self) -> Result<Value> {
-        let line = timeout(PATIENCE, self.out.next_line()).await.context("no event came")??;
-        Ok(serde_json::from_str(&line.context("it ended")?)?)
+        loop {
+            let line = timeout(PATIENCE, self.out.next_line()).await.context("no event came")??;
+            let line = line.context("it ended")?;
+            if !line.contains(DEEP) {
+                return Ok(serde_json::from_str(&line)?);
+            }
+        }
     }
 
     /// The status that a request is answered with.
@@ -134,6 +145,9 @@ impl Receiver {
         Ok(status.parse()?)
     }
 }
+
+/// An event that is nested as deep as no parser need go.
+const DEEP: &str = "evt_deep";
 
 fn headers(id: &str, at: i64, signatures: &str) -> String {
     format!("webhook-id: {id}\r\nwebhook-timestamp: {at}\r\nwebhook-signature: {signatures}\r\n")
@@ -165,6 +179,11 @@ async fn refuses_and_drops(receiver: &mut Receiver, body: &[u8], id: &str) -> Re
         let status = receiver.status(&headers, body).await?;
         ensure!(status == 401, "{what}: {status}");
     }
+    // One event that cannot be worked on does not end the work on what follows.
+    let (open, close) = ("[".repeat(5_000), "]".repeat(5_000));
+    let deep = format!("{{\"id\":\"{DEEP}\",\"type\":\"deep\",\"data\":{open}{close}}}");
+    let headers = signed(DEEP, now, deep.as_bytes(), SECRET)?;
+    ensure!(receiver.status(&headers, deep.as_bytes()).await? == 204, "it is nested deep");
     // A repeat is taken, for its first answer may have been lost, and is no second event: what comes next is.
     ensure!(receiver.status(&good, body).await? == 204, "a repeat is taken");
     let next = br#"{"id":"evt_next","type":"next","data":{}}"#;
@@ -199,9 +218,39 @@ async fn receivers_take_what_is_sent_through_a_rotation_and_refuse_all_else() ->
     running.kill().await
 }
 
+/// It does not start with a secret that is no key, or answers that it cannot be used.
+async fn refuses_to_use_what_is_no_key(language: Language) -> Result<()> {
+    for secret in NO_KEYS {
+        if language.program != "php" {
+            ensure!(language.start(secret).await.is_err(), "it starts with {secret}");
+            continue;
+        }
+        let now = walhook_process::clock::unix_us() / 1_000_000;
+        let unsigned = headers("evt_forged", now, "v1,");
+        let status = language.start(secret).await?.status(&unsigned, b"{}").await?;
+        ensure!(status == 500, "{secret}: {status}");
+    }
+    Ok(())
+}
+
+/// PHP's has nothing but files to remember ids by: where it cannot, it takes no event, and takes it later.
+async fn takes_nothing_that_it_cannot_keep(receiver: &Receiver, now: i64) -> Result<()> {
+    let seen = receiver.dir.path().join(SEEN);
+    std::fs::write(&seen, "no directory")?;
+    let headers = signed("evt_kept", now, b"{}", SECRET)?;
+    ensure!(receiver.status(&headers, b"{}").await? == 500, "an event that is lost is taken");
+    std::fs::remove_file(&seen)?;
+    Ok(())
+}
+
 /// Its deliveries under the secret of before, under both and under the next one.
 async fn one(world: &World, language: Language, account: i64) -> Result<()> {
+    refuses_to_use_what_is_no_key(language).await?;
     let mut before = language.start(SECRET).await?;
+    if language.program == "php" {
+        let now = walhook_process::clock::unix_us() / 1_000_000;
+        takes_nothing_that_it_cannot_keep(&before, now).await?;
+    }
     let url = |receiver: &Receiver| format!("http://127.0.0.1:{}/", receiver.port);
     let hook = "INSERT INTO webhooks (id, account_id, url, secret) VALUES ($1, $1, $2, ARRAY[$3])";
     world.sql.execute(hook, &[&account, &url(&before), &SECRET]).await?;

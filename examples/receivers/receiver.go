@@ -29,15 +29,22 @@ const (
 	tolerance    = 5 * time.Minute
 	bodyMaxBytes = 2 << 20
 	seenMax      = 100_000
+	keyMinBytes  = 24
 )
 
-// keyOf takes whsec_ and base64 as the key itself, and any other text as it stands.
+// keyOf takes whsec_ and base64, in either alphabet, as the key itself, and any other text as it stands. It returns an
+// error where that is none: with an empty key anybody could sign.
 func keyOf(secret string) ([]byte, error) {
+	secret = strings.TrimSpace(secret)
 	if !strings.HasPrefix(secret, "whsec_") {
 		return []byte(secret), nil
 	}
 	text := strings.TrimRight(strings.TrimPrefix(secret, "whsec_"), "=")
-	return base64.RawStdEncoding.DecodeString(text)
+	key, err := base64.RawStdEncoding.DecodeString(strings.NewReplacer("-", "+", "_", "/").Replace(text))
+	if err == nil && len(key) < keyMinBytes {
+		err = fmt.Errorf("it has fewer than %d bytes", keyMinBytes)
+	}
+	return key, err
 }
 
 // verify returns the event's id, or an error: the request is not walhook's, or is an old one that somebody kept.
@@ -92,14 +99,17 @@ func (s *seen) isNew(id string) bool {
 func work(events <-chan []byte) {
 	for body := range events {
 		var line bytes.Buffer
-		if err := json.Compact(&line, body); err == nil {
-			fmt.Println(line.String())
+		if err := json.Compact(&line, body); err != nil {
+			// One event, too deep say, must not end the work on all others.
+			fmt.Fprintln(os.Stderr, "no work on an event:", err)
+			continue
 		}
+		fmt.Println(line.String())
 	}
 }
 
 func main() {
-	if os.Getenv("WEBHOOK_SECRET") == "" {
+	if strings.TrimSpace(os.Getenv("WEBHOOK_SECRET")) == "" {
 		fmt.Fprintln(os.Stderr, "set WEBHOOK_SECRET to the secret in the endpoint's row")
 		os.Exit(1)
 	}

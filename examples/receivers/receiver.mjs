@@ -12,11 +12,19 @@ import { createServer } from 'node:http';
 const TOLERANCE_SECONDS = 5 * 60;
 const BODY_MAX_BYTES = 2 << 20;
 const SEEN_MAX = 100_000;
+const KEY_MIN_BYTES = 24;
 
-// whsec_ and base64 is the key itself; any other text is taken as it stands.
+// whsec_ and base64, in either alphabet, is the key itself; any other text is taken as it stands. Throws where it is
+// none: with an empty key anybody could sign.
 function keyOf(secret) {
   const prefix = 'whsec_';
-  return secret.startsWith(prefix) ? Buffer.from(secret.slice(prefix.length), 'base64') : Buffer.from(secret);
+  if (!secret.startsWith(prefix)) return Buffer.from(secret);
+  const text = secret.slice(prefix.length);
+  // Node passes over what is not base64.
+  if (!/^[A-Za-z0-9+/_-]*={0,2}$/.test(text)) throw new Error('what follows whsec_ is not base64');
+  const key = Buffer.from(text, 'base64');
+  if (key.length < KEY_MIN_BYTES) throw new Error(`it has fewer than ${KEY_MIN_BYTES} bytes`);
+  return key;
 }
 
 // The event's id; throws where the request is not walhook's, or is an old one that somebody kept.
@@ -40,17 +48,28 @@ function verify(key, headers, body, nowSeconds) {
   throw new Error('no signature matches');
 }
 
-const secret = process.env.WEBHOOK_SECRET;
+const secret = process.env.WEBHOOK_SECRET?.trim();
 if (!secret) {
   console.error("set WEBHOOK_SECRET to the secret in the endpoint's row");
   process.exit(1);
 }
-const key = keyOf(secret);
+let key;
+try {
+  key = keyOf(secret);
+} catch (why) {
+  console.error(`WEBHOOK_SECRET: ${why.message}`);
+  process.exit(1);
+}
 const seen = new Set();
 
 // What the event is for. It runs after the answer: a receiver that works first is one that times out.
-function work(event) {
-  console.log(JSON.stringify(event));
+function work(body) {
+  try {
+    console.log(JSON.stringify(JSON.parse(body.toString('utf8'))));
+  } catch (why) {
+    // One event, too deep say, must not end the work on all others.
+    console.error(`no work on an event: ${why.message}`);
+  }
 }
 
 const server = createServer((request, response) => {
@@ -76,7 +95,7 @@ const server = createServer((request, response) => {
     if (seen.has(id)) return;
     seen.add(id);
     if (seen.size > SEEN_MAX) seen.delete(seen.values().next().value);
-    setImmediate(work, JSON.parse(body.toString('utf8')));
+    setImmediate(work, body);
   });
 });
 

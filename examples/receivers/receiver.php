@@ -11,11 +11,22 @@ declare(strict_types=1);
 
 const TOLERANCE_SECONDS = 5 * 60;
 const BODY_MAX_BYTES = 2 << 20;
+const KEY_MIN_BYTES = 24;
 
-/** whsec_ and base64 is the key itself; any other text is taken as it stands. */
+/**
+ * whsec_ and base64, in either alphabet, is the key itself; any other text is taken as it stands. An exception where it
+ * is none: with an empty key anybody could sign.
+ */
 function key_of(string $secret): string
 {
-    return str_starts_with($secret, 'whsec_') ? (string) base64_decode(substr($secret, 6), true) : $secret;
+    if (!str_starts_with($secret, 'whsec_')) {
+        return $secret;
+    }
+    $key = base64_decode(strtr(rtrim(substr($secret, 6), '='), '-_', '+/'), true);
+    if ($key === false || strlen($key) < KEY_MIN_BYTES) {
+        throw new UnexpectedValueException('WEBHOOK_SECRET is not whsec_ and the base64 of a key');
+    }
+    return $key;
 }
 
 /**
@@ -42,16 +53,26 @@ function verify(string $key, string $id, string $timestamp, string $signatures, 
     throw new InvalidArgumentException('no signature matches');
 }
 
-/** What came already: the same event may come twice, after a crash or as a replay. Its id says so. */
+/**
+ * What came already: the same event may come twice, after a crash or as a replay. Its id says so. An exception where
+ * it cannot be kept: what is acknowledged then would be lost.
+ */
 function is_new(string $id): bool
 {
     $folder = getenv('WEBHOOK_SEEN') ?: sys_get_temp_dir() . '/walhook-receiver';
     is_dir($folder) || @mkdir($folder, 0700);
     // Made by one request alone, however many there are at once.
-    return @fopen($folder . '/' . hash('sha256', $id), 'x') !== false;
+    $file = $folder . '/' . hash('sha256', $id);
+    if (@fopen($file, 'x') !== false) {
+        return true;
+    }
+    if (!is_file($file)) {
+        throw new RuntimeException("cannot keep an id in $folder");
+    }
+    return false;
 }
 
-$secret = (string) getenv('WEBHOOK_SECRET');
+$secret = trim((string) getenv('WEBHOOK_SECRET'));
 if ($secret === '') {
     http_response_code(500);
     error_log("set WEBHOOK_SECRET to the secret in the endpoint's row");
@@ -76,9 +97,21 @@ try {
     error_log('refused: ' . $why->getMessage());
     http_response_code(401);
     return;
+} catch (UnexpectedValueException $why) {
+    error_log($why->getMessage());
+    http_response_code(500);
+    return;
+}
+try {
+    $is_new = is_new($id);
+} catch (RuntimeException $why) {
+    // walhook sends it again.
+    error_log($why->getMessage());
+    http_response_code(500);
+    return;
 }
 http_response_code(204);
-if (is_new($id)) {
+if ($is_new) {
     // What the event is for. Under FPM, fastcgi_finish_request() sends the answer before it.
     function_exists('fastcgi_finish_request') && fastcgi_finish_request();
     file_put_contents('php://stdout', $body . "\n");

@@ -23,15 +23,22 @@ from threading import Lock, Thread
 TOLERANCE_SECONDS = 5 * 60
 BODY_MAX_BYTES = 2 << 20
 SEEN_MAX = 100_000
+KEY_MIN_BYTES = 24
 
 
 def key_of(secret: str) -> bytes:
-    """whsec_ and base64 is the key itself; any other text is taken as it stands."""
-    prefix = "whsec_"
-    if secret.startswith(prefix):
-        text = secret[len(prefix):]
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    return secret.encode()
+    """whsec_ and base64, in either alphabet, is the key itself; any other text is taken as it stands.
+
+    ValueError where it is none: with an empty key anybody could sign.
+    """
+    prefix, secret = "whsec_", secret.strip()
+    if not secret.startswith(prefix):
+        return secret.encode()
+    text = secret[len(prefix):].rstrip("=").replace("-", "+").replace("_", "/")
+    key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    if len(key) < KEY_MIN_BYTES:
+        raise ValueError(f"fewer than {KEY_MIN_BYTES} bytes")
+    return key
 
 
 def verify(key: bytes, headers, body: bytes, now: float) -> str:
@@ -58,7 +65,11 @@ def verify(key: bytes, headers, body: bytes, now: float) -> str:
 def work(events):
     """What an event is for. It runs beside the answers: a receiver that works first is one that times out."""
     while True:
-        print(json.dumps(json.loads(events.get())), flush=True)
+        body = events.get()
+        try:
+            print(json.dumps(json.loads(body)), flush=True)
+        except Exception as why:  # One event, too deep say, must not end the work on all others.
+            print(f"no work on an event: {why!r}", file=sys.stderr, flush=True)
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -101,9 +112,12 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    if not os.environ.get("WEBHOOK_SECRET"):
+    if not os.environ.get("WEBHOOK_SECRET", "").strip():
         sys.exit("set WEBHOOK_SECRET to the secret in the endpoint's row")
-    Receiver.key = key_of(os.environ["WEBHOOK_SECRET"])
+    try:
+        Receiver.key = key_of(os.environ["WEBHOOK_SECRET"])
+    except ValueError as why:
+        sys.exit(f"WEBHOOK_SECRET is not whsec_ and the base64 of a key: {why}")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8080
     server = ThreadingHTTPServer(("127.0.0.1", port), Receiver)
     print(server.server_address[1], flush=True)

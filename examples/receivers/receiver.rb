@@ -14,12 +14,23 @@ require "socket"
 TOLERANCE_SECONDS = 5 * 60
 BODY_MAX_BYTES = 2 << 20
 SEEN_MAX = 100_000
+KEY_MIN_BYTES = 24
 
 class Refused < StandardError; end
 
-# whsec_ and base64 is the key itself; any other text is taken as it stands.
+# whsec_ and base64, in either alphabet, is the key itself; any other text is taken as it stands. ArgumentError where it
+# is none: with an empty key anybody could sign.
 def key_of(secret)
-  secret.start_with?("whsec_") ? secret.delete_prefix("whsec_").unpack1("m") : secret
+  return secret unless secret.start_with?("whsec_")
+
+  text = secret.delete_prefix("whsec_").sub(/=*\z/, "").tr("-_", "+/")
+  # Ruby passes over what is not base64.
+  raise ArgumentError, "what follows whsec_ is not base64" unless text.match?(%r{\A[A-Za-z0-9+/]*\z})
+
+  key = text.unpack1("m")
+  raise ArgumentError, "it has fewer than #{KEY_MIN_BYTES} bytes" if key.bytesize < KEY_MIN_BYTES
+
+  key
 end
 
 # The event's id, or Refused: the request is not walhook's, or is an old one that somebody kept.
@@ -53,16 +64,27 @@ def read_request(client)
   [headers, client.read(length.to_i)]
 end
 
-secret = ENV["WEBHOOK_SECRET"].to_s
+secret = ENV["WEBHOOK_SECRET"].to_s.strip
 abort "set WEBHOOK_SECRET to the secret in the endpoint's row" if secret.empty?
-key = key_of(secret)
+begin
+  key = key_of(secret)
+rescue ArgumentError => why
+  abort "WEBHOOK_SECRET: #{why.message}"
+end
 seen = {}
 lock = Mutex.new
 $stdout.sync = true
 
 # What the event is for. It runs beside the answers: a receiver that works first is one that times out.
 events = SizedQueue.new(1_000)
-Thread.new { loop { puts JSON.generate(JSON.parse(events.pop)) } }
+Thread.new do
+  loop do
+    puts JSON.generate(JSON.parse(events.pop))
+  rescue StandardError => why
+    # One event, too deep say, must not end the work on all others.
+    warn "no work on an event: #{why.message}"
+  end
+end
 
 server = TCPServer.new("127.0.0.1", (ARGV[0] || 8080).to_i)
 puts server.addr[1]

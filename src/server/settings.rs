@@ -7,7 +7,7 @@ use walhook_dispatch::retry::RetryPolicy;
 use walhook_dispatch::settle::SettlePolicy;
 use walhook_process::descriptors;
 
-/// Endpoints that an event is routed to at once: a fraction of a millisecond.
+/// Endpoints that an event is routed to at once, and deliveries that leave memory together: some 2 ms at most.
 const SLICE: usize = 256;
 
 /// An account's lane with so many deliveries has enough to send: more than there are slots by default.

@@ -10,7 +10,8 @@
 //! - While a queue is cleared nothing of it is sent, nor read back.
 //! - What becomes of its deliveries is found anew in each turn, and is nothing once the reason is gone: then what is
 //!   left is sent.
-//! - What leaves is the newest. So what is left is older than all that has a row, and may be sent at any moment.
+//! - Of those that share a key, what leaves takes all with it that stands behind it by then. So what is left is older
+//!   than every row of its keys, and may be sent at any moment.
 //! - What ends is the oldest, which waits to become a dead letter no sooner than the state database takes it.
 
 use std::collections::BTreeMap;
@@ -26,21 +27,20 @@ use walhook_core::attempt::DeliveryId;
 use walhook_core::persist::{DeadReason, DeferReason};
 use walhook_core::tick::Tick;
 
-/// Deliveries that are moved in one round: some 2 ms.
-const AT_ONCE: usize = 256;
+/// One queue has this part, in its turn, of what is moved in one round.
+const PART_IN_TURN: usize = 4;
 
-/// Deliveries that are moved of one queue in its turn.
-const IN_TURN: usize = 64;
-
-/// Deliveries that leave in any case: what arrives joins the first row.
-const AT_LEAST: usize = 16;
+/// This part of it leaves in any case, so that much does not wait for a place in the line.
+const PART_AT_LEAST: usize = 16;
 
 /// Queues that are looked at in one round.
 const LOOKED_AT_ONCE: usize = 64;
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Clearing {
+    /// Deliveries that are moved in one round.
+    at_once: usize,
     line: Turns<AccountNo, QueueNo>,
     /// What of a queue in line is to leave with others that have left.
     later: BTreeMap<QueueNo, Vec<Later>>,
@@ -51,12 +51,35 @@ pub(super) struct Clearing {
 }
 
 impl Clearing {
-    /// Deliveries that may yet be moved in this round.
-    fn left(&self) -> usize {
-        AT_ONCE.saturating_sub(self.moved)
+    /// Nothing is to be moved; in one round, so many deliveries are.
+    pub(super) fn new(at_once: usize) -> Self {
+        let (line, later, moved, is_stuck) = Default::default();
+        Self { at_once, line, later, moved, is_stuck }
     }
 
-    /// Some of the queue that are to leave, and how.
+    /// Deliveries that are moved of one queue in its turn.
+    fn in_turn(&self) -> usize {
+        self.at_once.div_ceil(PART_IN_TURN)
+    }
+
+    /// Deliveries that leave in any case.
+    fn at_least(&self) -> usize {
+        self.at_once.div_ceil(PART_AT_LEAST)
+    }
+
+    /// Deliveries that may yet be moved in this round.
+    fn left(&self) -> usize {
+        self.at_once.saturating_sub(self.moved)
+    }
+
+    /// These of the queue are to leave so, oldest first.
+    fn put_later(&mut self, queue: QueueNo, ids: Vec<DeliveryId>, exit: Exit) {
+        if !ids.is_empty() {
+            self.later.entry(queue).or_default().push(Later { ids, exit });
+        }
+    }
+
+    /// The newest of the queue that are to leave, and how.
     fn take_later(&mut self, queue: QueueNo, at_most: usize) -> Option<(Vec<DeliveryId>, Exit)> {
         let of_queue = self.later.get_mut(&queue)?;
         let Later { ids, exit } = of_queue.last_mut()?;
@@ -67,7 +90,6 @@ impl Clearing {
         if of_queue.is_empty() {
             self.later.remove(&queue);
         }
-        self.moved += some.len();
         Some((some, exit))
     }
 
@@ -108,8 +130,7 @@ impl Dispatcher {
         }
     }
 
-    /// These leave memory, which belong together: oldest first, with all that stand behind them. Most of them later,
-    /// where they are many.
+    /// These leave memory, oldest first, with all that stand behind them. Most of them later, where they are many.
     pub(super) fn leave_together(
         &mut self,
         queue: QueueNo,
@@ -117,10 +138,10 @@ impl Dispatcher {
         exit: Exit,
         now: Tick,
     ) {
-        let at_once = self.deferral.clearing.left().max(AT_LEAST);
+        let clearing = &mut self.deferral.clearing;
+        let at_once = clearing.left().max(clearing.at_least());
         if ids.len() > at_once {
-            let later = Later { ids: ids.split_off(at_once), exit };
-            self.deferral.clearing.later.entry(queue).or_default().push(later);
+            clearing.put_later(queue, ids.split_off(at_once), exit);
             self.begin_clearing(queue, now);
         }
         self.deferral.clearing.moved += ids.len();
@@ -139,7 +160,8 @@ impl Dispatcher {
             let Some((account, queue)) = next else { break };
             // It may have been emptied otherwise, and forgotten.
             let is_there = self.queues.pending(queue).is_some();
-            if is_there && self.clear_some(queue, left.min(IN_TURN), now) {
+            let at_most = left.min(self.deferral.clearing.in_turn());
+            if is_there && self.clear_some(queue, at_most, now) {
                 self.deferral.clearing.line.push(account, queue);
             } else {
                 self.end_clearing(queue, now);
@@ -186,7 +208,12 @@ impl Dispatcher {
     /// Moves some of the queue. Whether there is more.
     fn clear_some(&mut self, queue: QueueNo, at_most: usize, now: Tick) -> bool {
         if let Some((ids, exit)) = self.deferral.clearing.take_later(queue, at_most) {
-            self.leave(queue, &ids, exit, now);
+            // What came since may share a key with one of them, and none with what has left.
+            let mut older = self.queues.in_use(queue).with_those_behind(&ids);
+            let newest = older.split_off(older.len().saturating_sub(at_most));
+            self.deferral.clearing.put_later(queue, older, exit);
+            self.deferral.clearing.moved += newest.len();
+            self.leave(queue, &newest, exit, now);
             return true;
         }
         match self.fate(queue, now) {
@@ -225,7 +252,7 @@ impl Dispatcher {
         at_most: usize,
         now: Tick,
     ) -> bool {
-        let at_most = at_most.max(AT_LEAST);
+        let at_most = at_most.max(self.deferral.clearing.at_least());
         let is_retry = |pending: &Pending| matches!(pending.origin, Origin::Retry { .. });
         let goes = |pending: &&Pending| end.is_some() || !is_retry(pending);
         let idle = self.queues.in_use(queue).idle().rev().filter(goes);

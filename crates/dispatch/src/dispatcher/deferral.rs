@@ -29,9 +29,10 @@ pub(super) struct Deferral {
 }
 
 impl Deferral {
-    /// Nothing is asked for.
-    pub(super) fn new(memory_limit: usize) -> Self {
-        let (suspensions, dead, removing, clearing) = Default::default();
+    /// Nothing is asked for. In one round so many deliveries are moved of the queues that are to be empty.
+    pub(super) fn new(memory_limit: usize, cleared_at_once: usize) -> Self {
+        let (suspensions, dead, removing) = Default::default();
+        let clearing = Clearing::new(cleared_at_once);
         let (line, keys) = (Refills::new(memory_limit), DeferredKeys::new(memory_limit));
         Self { line, suspensions, keys, dead, removing, clearing }
     }

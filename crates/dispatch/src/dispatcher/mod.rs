@@ -191,7 +191,7 @@ impl Dispatcher {
         let mut dispatcher = Self {
             routing: Routing::new(cache_bytes, settings.memory_limit, names),
             queues: Queues::new(names),
-            deferral: Deferral::new(settings.memory_limit),
+            deferral: Deferral::new(settings.memory_limit, settings.slice),
             sending: Sending::new(settings.fast_slots, settings.slow_slots, settings.memory_limit),
             progress: Progress::new(start.frontier, &start.settled),
             endpoints: EndpointStates::new(

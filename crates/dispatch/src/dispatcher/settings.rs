@@ -28,7 +28,8 @@ pub enum Ordering {
 pub struct Settings {
     /// For pending events and cached routes together, in bytes.
     pub memory_limit: usize,
-    /// Endpoints that an event is routed to at once; above 0. Others have their turn in between.
+    /// Endpoints that an event is routed to at once, and deliveries that leave memory together; above 0. Others have
+    /// their turn in between.
     pub slice: usize,
     /// An event of an account with more endpoints than that waits while so many deliveries of the account
     /// are in memory.

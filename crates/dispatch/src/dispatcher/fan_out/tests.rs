@@ -214,6 +214,7 @@ fn event_whose_endpoints_cannot_be_read_any_more_amid_its_slices_is_counted_once
     sent.iter().for_each(|dispatch| take(&mut dispatcher, dispatch, now));
     for _ in 0..50 {
         now = now + Duration::from_millis(200);
+        dispatcher.clear_next(now);
         dispatcher.fan_out(now);
         look_up(&mut dispatcher, |_| Routes::refused("refused".to_owned(), 1.0), now);
         while let Some(dispatch) = dispatcher.poll_attempt(now) {

@@ -65,8 +65,9 @@ pub struct Queue {
     health: Health,
     /// What its deliveries wait for that may be sent.
     clock: Clock,
-    /// The pool in whose ring of the lane it stands.
-    ring: Option<Pool>,
+    /// The pools in whose rings of the lane it stands, a bit each: that of the pool to which it belongs, where it may be
+    /// sent, and those to which it did, until it has its turn there.
+    rings: u8,
 }
 
 impl Queue {
@@ -84,7 +85,7 @@ impl Queue {
             held_from: None,
             health: Health::new(),
             clock: Clock::default(),
-            ring: None,
+            rings: 0,
         }
     }
 
@@ -99,15 +100,26 @@ impl Queue {
         &mut self.health
     }
 
-    /// The pool in whose ring of the lane it stands.
+    /// Whether it stands in a ring of the lane.
     #[must_use]
-    pub fn ring(&self) -> Option<Pool> {
-        self.ring
+    pub fn has_turn(&self) -> bool {
+        self.rings != 0
     }
 
-    /// It stands in this pool's ring of the lane from now on, or in none.
-    pub fn set_ring(&mut self, pool: Option<Pool>) {
-        self.ring = pool;
+    /// Whether it stands in this pool's ring of the lane.
+    #[must_use]
+    pub fn is_in_ring(&self, pool: Pool) -> bool {
+        self.rings & (1 << pool as u8) != 0
+    }
+
+    /// It stands in this pool's ring of the lane from now on.
+    pub fn join_ring(&mut self, pool: Pool) {
+        self.rings |= 1 << pool as u8;
+    }
+
+    /// It stands in this pool's ring no longer.
+    pub fn leave_ring(&mut self, pool: Pool) {
+        self.rings &= !(1 << pool as u8);
     }
 
     /// The ordinal of the next delivery of the stream.

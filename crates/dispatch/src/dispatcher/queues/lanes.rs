@@ -239,7 +239,7 @@ impl Queues {
         (pool, ticket): (Pool, Ticket),
         now: Tick,
     ) {
-        self.in_use(no).set_ring(Some(pool));
+        self.in_use(no).join_ring(pool);
         let lane = self.lane_mut(id);
         lane.ring_mut(pool).push_front(no);
         lane.set_room(pool, ForRoom::Waits(ticket));
@@ -306,7 +306,8 @@ impl Queues {
         lane.clock.hold(cause, &gate);
     }
 
-    /// Puts the queue into the ring of its pool if something may be sent from it.
+    /// Puts the queue into the ring of its pool if something may be sent from it. It may stand in another's too, for it
+    /// belonged there: that pool may have no slot for long, and so no turn.
     pub(in super::super) fn refresh(&mut self, no: QueueNo, now: Tick) {
         self.enter(now);
         let queue = self.at(no);
@@ -318,8 +319,8 @@ impl Queues {
             self.in_use(no).count_for(held, &below);
         }
         let pending = self.in_use(no);
-        if pending.ring().is_none() && pending.is_sendable(now) {
-            pending.set_ring(Some(pool));
+        if !pending.is_in_ring(pool) && pending.is_sendable(now) {
+            pending.join_ring(pool);
             let lane = account_mut(&mut self.accounts, account).lane.as_mut();
             let Some(lane) = lane else { panic!("a queue in memory has no lane") };
             lane.ring_mut(pool).push_back(no);
@@ -348,7 +349,7 @@ impl Queues {
         }
     }
 
-    /// The queue whose turn it is in this pool; it goes to the ring's end.
+    /// The queue whose turn it is in this pool; it leaves the ring, until [`Queues::refresh`].
     ///
     /// `None` leaves the ring empty: every queue in it had become unsendable or changed pools.
     pub(in super::super) fn take_turn(
@@ -363,7 +364,7 @@ impl Queues {
             let Some(pending) = queue.pending.as_deref_mut() else {
                 panic!("{no:?} has a turn and nothing in memory");
             };
-            pending.set_ring(None);
+            pending.leave_ring(pool);
             if pending.is_sendable(now) && belongs == pool {
                 return Some(no);
             }

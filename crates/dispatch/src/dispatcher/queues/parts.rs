@@ -186,7 +186,7 @@ impl Queues {
             if !pending.is_empty() {
                 queue.among_idle = false;
                 self.idle.swap_remove(self.hand);
-            } else if pending.ring().is_some() {
+            } else if pending.has_turn() {
                 // It still has a turn, and loses it then.
                 self.hand += 1;
             } else if std::mem::take(&mut queue.used) && look < LOOKS {

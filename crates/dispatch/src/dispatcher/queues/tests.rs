@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -86,8 +87,16 @@ fn held() -> Arc<SharedEvent> {
 
 #[derive(Debug, Clone)]
 enum Action {
-    Push { endpoint: u8, keys: Vec<u64> },
-    Send,
+    Push {
+        endpoint: u8,
+        keys: Vec<u64>,
+    },
+    Send(Pool),
+    /// The endpoint is slow from now on, or quick. That it becomes slow shows without anything being told.
+    Turn {
+        endpoint: u8,
+        slow: bool,
+    },
     Deliver(usize),
     Fail(usize),
     Due(usize),
@@ -100,7 +109,8 @@ fn action() -> impl Strategy<Value = Action> {
     let keys = proptest::collection::btree_set(0u64..4, 0..3).prop_map(|k| k.into_iter().collect());
     prop_oneof![
         6 => (0u8..3, keys).prop_map(|(endpoint, keys)| Action::Push { endpoint, keys }),
-        6 => Just(Action::Send),
+        6 => prop_oneof![Just(Pool::Fast), Just(Pool::Slow)].prop_map(Action::Send),
+        3 => (0u8..3, any::<bool>()).prop_map(|(endpoint, slow)| Action::Turn { endpoint, slow }),
         4 => any::<usize>().prop_map(Action::Deliver),
         2 => any::<usize>().prop_map(Action::Fail),
         2 => any::<usize>().prop_map(Action::Due),
@@ -143,6 +153,7 @@ proptest! {
     fn lane_sends_what_a_naive_scan_would_send(actions in proptest::collection::vec(action(), 1..120)) {
         let mut lane = Lane::new(AccountId::new("a"));
         let mut model: Vec<Modelled> = Vec::new();
+        let mut is_slow = [false; 3];
         let mut next = 0;
         let now = Tick(0);
         let pick = |model: &[Modelled], n: usize, wanted: fn(&Modelled) -> bool| {
@@ -160,17 +171,35 @@ proptest! {
                     model.push(m);
                     next += 1;
                 }
-                Action::Send => {
-                    let Some(endpoint) = lane.take_turn(Pool::Fast, now) else {
-                        for endpoint in 0..3 {
+                Action::Turn { endpoint, slow } => {
+                    let Some(queue) = lane.queue_mut(&id(endpoint)) else { continue };
+                    let health = queue.health_mut();
+                    is_slow[usize::from(endpoint)] = slow;
+                    if slow {
+                        health.request_given_up();
+                        continue;
+                    }
+                    while health.pool(now) == Pool::Slow {
+                        health.request_started(now);
+                        health.request_ended(now, Duration::ZERO);
+                    }
+                    lane.refresh(&id(endpoint), now);
+                }
+                Action::Send(pool) => {
+                    let belongs = |endpoint: u8| is_slow[usize::from(endpoint)] == (pool == Pool::Slow);
+                    let Some(endpoint) = lane.take_turn(pool, now) else {
+                        for endpoint in (0..3).filter(|endpoint| belongs(*endpoint)) {
                             let in_flight = model.iter().filter(|m| m.endpoint == endpoint && m.in_flight).count();
                             let limit = lane.queue_mut(&id(endpoint)).map_or(1, |q| q.health().limit());
                             let full = in_flight >= limit as usize;
-                            prop_assert!(full || sendable(&model, endpoint).is_none(), "endpoint {endpoint} was forgotten");
+                            // Whoever became slow has its turn first where it was quick.
+                            let comes = pool == Pool::Slow && lane.queue_mut(&id(endpoint)).is_some_and(|q| q.has_turn());
+                            prop_assert!(full || comes || sendable(&model, endpoint).is_none(), "endpoint {endpoint} was forgotten");
                         }
                         continue;
                     };
                     let n: u8 = endpoint.parse().unwrap();
+                    prop_assert!(belongs(n), "{n} is sent from {pool:?}");
                     let queue = lane.queue_mut(&endpoint).unwrap();
                     let first = queue.first_ready().unwrap().id;
                     let at = sendable(&model, n).unwrap();

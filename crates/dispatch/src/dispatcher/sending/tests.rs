@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use super::super::Settings;
 use super::super::queues::Queues;
+use super::super::rig::{Rig, settings};
 use super::*;
 use proptest::prelude::*;
 use walhook_core::event::{AccountId, EndpointId};
@@ -111,4 +113,31 @@ proptest! {
             }
         }
     }
+}
+
+/// Two accounts whose endpoints hang hold both slow slots. One of a third, which is quick, takes two seconds once.
+#[test]
+fn endpoint_that_was_slow_for_a_moment_waits_for_no_slow_slot_once_it_is_quick_again() {
+    let mut rig = Rig::new(Settings { fast_slots: 8, slow_slots: 3, ..settings() });
+    let all = |rig: &mut Rig| -> Vec<DeliveryId> {
+        rig.send().iter().map(|dispatch| dispatch.attempt.first().id).collect()
+    };
+    for _ in 0..20 {
+        rig.commit("quick");
+        all(&mut rig).into_iter().for_each(|id| rig.answer(id, 204));
+    }
+    rig.commit("hangs");
+    rig.commit("hangs too");
+    assert_eq!(all(&mut rig).len(), 2);
+    rig.wait(FAST_HOLD);
+    rig.commit("quick");
+    let once = all(&mut rig);
+    let gauges = rig.dispatcher.gauges();
+    assert_eq!((gauges.in_flight_fast, gauges.in_flight_slow), (1, 2));
+    rig.wait(Duration::from_millis(1_500));
+    rig.commit("quick");
+    assert_eq!(all(&mut rig), [], "it is slow, as far as is known");
+    rig.wait(Duration::from_millis(500));
+    rig.answer(once[0], 204);
+    assert_eq!(all(&mut rig).len(), 1, "it waits for the endpoints that hang");
 }

@@ -6,6 +6,8 @@
 //!                     └───── second opinion, by another ◄──────────┘
 //! ```
 //!
+//! Packed is only as much as the way to the worker carries in time ([`window`]): what keeps its lease alive goes that way.
+//!
 //! An attempt is in the table `placed` from when it is taken until it is handed back: whoever removes it there, and
 //! only they, say [`FleetEffect::Ended`]. A session's flights are a second index of the same, by key.
 //!
@@ -28,6 +30,7 @@ mod slots;
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect among all")]
 mod tests;
 mod timeouts;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -65,6 +68,9 @@ const WORKERS_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// One that is not called for so long was stopped: it is called each [`LEAD_EVERY`].
 const PAUSE: std::time::Duration = LEAD_EVERY.saturating_mul(2);
+
+/// A bus that was slow for what is published is told as that for so long.
+const SLOW_FOR: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// An attempt for which nobody has room comes back after so long: the dispatcher, which counts slots and not bytes,
 /// would otherwise hand it over again at once, and again.
@@ -111,6 +117,8 @@ pub struct Fleet {
     gone_in_order: VecDeque<SessionId>,
     quarantines: Quarantines,
     time_outs: TimeOuts,
+    /// When the bus was last seen to be slow for what is published.
+    slow_at: Option<Tick>,
     /// Attempts lost of each worker: bounded like the sessions.
     lost: BTreeMap<WorkerId, u64>,
     left: VecDeque<FleetEffect>,
@@ -149,6 +157,7 @@ impl Fleet {
             gone_in_order: VecDeque::new(),
             quarantines: Quarantines::default(),
             time_outs: TimeOuts::default(),
+            slow_at: None,
             lost: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,
@@ -299,6 +308,7 @@ impl Fleet {
             in_flight: self.placed.len(),
             slots: self.slots.unwrap_or_default(),
             too_large: self.still_too_large(),
+            slow: self.slow_at.is_some_and(|at| self.now < at + SLOW_FOR),
             ..FleetGauges::default()
         };
         for session in self.sessions.values() {

@@ -105,7 +105,8 @@ impl Apart {
         let (publishes, hears) = subjects.of_worker();
         format!(
             "let the workers' user of the bus publish to {} and subscribe to {}, and the leader's publish to \
-             {subjects}.w.>; `walhook check --role worker` and `walhook check` say what is missing",
+             {subjects}.w.>; `walhook check --role worker` and `walhook check` say what is missing; where \
+             nothing is, the way from NATS is too slow for the requests: docs/scale-out.md says what it needs",
             publishes.join(", "),
             hears.join(", ")
         )

@@ -36,6 +36,12 @@ const COME_WITHIN: Duration = Duration::from_secs(20);
 const SEE_THEIR_LOGS: &str = "start workers, or see in their logs why they do not come: `walhook check --role worker` there says whether the \
      bus takes them";
 
+/// Leases run out, and it is no permission that is missing.
+const SLOW: &str = "what we publish to workers reaches them late, for the bus is too slow for it";
+
+const SLOW_FIX: &str = "give the leader and the workers more bandwidth to NATS, or set a longer workers.lease (docs/scale-out.md says how \
+     much they need)";
+
 /// Says that nobody sends, where only workers may, that workers are there and serve another pipeline, and that what
 /// becomes of workers' requests is not heard.
 pub(super) struct Troubles {
@@ -247,6 +253,9 @@ impl Troubles {
         if self.unconfirmed.is_none_or(|since| since.elapsed() < PASSING) {
             return None;
         }
+        if gauges.slow {
+            return Some((SLOW.to_owned(), SLOW_FIX.to_owned()));
+        }
         let subjects = &self.subjects;
         Some((
             format!("workers are heard, and do not hear what we publish to them{}", refusal(bus)),
@@ -304,6 +313,12 @@ impl Troubles {
                     publishes.join(", "),
                     hears.join(", ")
                 ),
+            );
+        }
+        if gauges.slow {
+            return (
+                format!("{because}, and no worker serves: {SLOW}"),
+                format!("{SLOW_FIX}, {or}"),
             );
         }
         let (silent, draining) = (gauges.silent, gauges.draining);

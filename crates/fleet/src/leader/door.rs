@@ -351,6 +351,8 @@ pub struct FleetGauges {
     pub in_flight: usize,
     /// What was told last.
     pub slots: Slots,
+    /// Whether the bus was lately slow for what is published to workers.
+    pub slow: bool,
     /// The bytes of the largest request that the bus does not take, where one came within an hour.
     pub too_large: Option<u64>,
 }

@@ -58,6 +58,7 @@ impl Fleet {
         if !session.hear(hello, seq, now) {
             return;
         }
+        self.slow_at = self.slow_at.max(session.slow_at);
         if before != (session.slots, session.is_open()) {
             self.workers_changed = true;
             self.slots_changed = true;
@@ -91,7 +92,7 @@ impl Fleet {
             Some(_) if self.stopping => return false,
             Some(version) => {
                 let hash = spread(settings.seed ^ fold(id.0));
-                let mut session = Session::new(hello, version, hash, self.now);
+                let mut session = Session::new(hello, version, hash, settings.lease, self.now);
                 if let Some(quarantine) = self.inherit(hello) {
                     session.health.inherit(quarantine);
                 }
@@ -155,6 +156,11 @@ impl Fleet {
             }
             return;
         };
+        if let (Some(seq), false) = (flight.seq, flight.earlier)
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            session.window.note_outcome(seq, self.now);
+        }
         match outcome {
             None => self.end(flight.attempt.first().id, Ending::Unsent, None),
             Some(outcome) => self.settle(id, flight, outcome),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::health::Health;
 use super::opinion::First;
 use super::room::Reserved;
+use super::window::Window;
 use super::{Fleet, FleetEffect, FleetSettings, Packed, Slots, WorkerChanged, WorkerState};
 use crate::frame::{
     ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, EARLIER_KEYS, Frame, Grant,
@@ -82,6 +83,9 @@ pub(super) struct Session {
     grant_due: bool,
     next_seq: u64,
     pub(super) published: u64,
+    pub(super) window: Window,
+    /// When it was last seen that the bus is slow for what is published to it.
+    pub(super) slow_at: Option<Tick>,
     pub(super) flights: BTreeMap<u64, Flight>,
     /// The worker has said that it has the flights before this key.
     taken_upto: u64,
@@ -115,7 +119,7 @@ pub(super) fn quiet_after(lease: Duration) -> Duration {
 }
 
 impl Session {
-    pub(super) fn new(hello: &Hello, version: u8, hash: u64, now: Tick) -> Self {
+    pub(super) fn new(hello: &Hello, version: u8, hash: u64, lease: Duration, now: Tick) -> Self {
         Self {
             worker: hello.worker,
             host: hello.host.clone(),
@@ -138,6 +142,8 @@ impl Session {
             grant_due: false,
             next_seq: 1,
             published: 0,
+            window: Window::new(lease, now),
+            slow_at: None,
             flights: BTreeMap::new(),
             taken_upto: 0,
             waiting: VecDeque::new(),
@@ -172,6 +178,9 @@ impl Session {
         self.silent = false;
         self.grant_due = !self.overdue;
         self.confirmed |= hello.received_upto > 0;
+        if self.window.confirm(hello.received_upto, now) {
+            self.slow_at = Some(now);
+        }
         self.note_taken(hello.received_upto, now);
         true
     }
@@ -399,22 +408,27 @@ impl Session {
         }))
     }
 
-    /// The next attempts to go, and the number of their frame.
-    fn pack(&mut self, seq: u64) -> Vec<Packed> {
+    /// The next attempts to go, in a frame of this number; none while too much is on its way.
+    fn pack(&mut self, seq: u64, now: Tick) -> Vec<Packed> {
+        if self.waiting.is_empty() || self.window.is_full() {
+            return Vec::new();
+        }
         let (mut packed, mut bytes) = (Vec::new(), 0);
         let most = u64::try_from(ATTEMPTS_BYTES).unwrap_or(u64::MAX);
         while let Some(key) = self.waiting.front().copied() {
             let Some(flight) = self.flights.get_mut(&key) else {
                 unreachable!("what waits is in flight");
             };
-            bytes += flight.bytes;
-            if packed.len() == ATTEMPTS_MAX || !packed.is_empty() && bytes > most {
+            let with = bytes + flight.bytes;
+            if packed.len() == ATTEMPTS_MAX || !packed.is_empty() && with > most {
                 break;
             }
+            bytes = with;
             flight.seq = Some(seq);
             packed.push(Packed { key, attempt: flight.attempt.clone() });
             self.waiting.pop_front();
         }
+        self.window.send(seq, bytes, now);
         packed
     }
 }
@@ -439,7 +453,7 @@ impl Fleet {
             let count = session.aborts.len().min(ABORTS_MAX / 2);
             Body::Abort(Abort { keys: session.aborts.drain(..count).collect() })
         } else {
-            let (version, attempts) = (session.version, session.pack(seq));
+            let (version, attempts) = (session.version, session.pack(seq, now));
             if attempts.is_empty() {
                 return None;
             }

@@ -6,6 +6,7 @@ mod quarantines;
 mod rig;
 mod room;
 mod timeouts;
+mod window;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -64,6 +64,9 @@ async fn nobody_sends_where_only_workers_may_and_none_serves_whatever_the_reason
     );
     let mute = FleetGauges { mute: 1, ..none };
     assert!(one(mute, true, false).await.contains("publish to walhook.p.l.>"));
+    let slow = FleetGauges { silent: 2, slow: true, ..none };
+    let text = one(slow, true, false).await;
+    assert!(text.contains("the bus is too slow") && text.contains("more bandwidth"), "{text}");
     let silent = FleetGauges { silent: 2, ..none };
     assert!(one(silent, true, false).await.contains("2 silent"));
     for gauges in [FleetGauges { serving: 1, ..none }, FleetGauges { quarantined: 1, ..none }] {
@@ -247,6 +250,10 @@ async fn what_the_bus_refuses_is_named_where_nobody_serves_for_it() {
     let [(Part::Sending, text)] = &said[..] else { panic!("{said:?}") };
     assert!(text.contains("no to walhook.p.w.1") && text.contains("walhook.p.lead"), "{text}");
     let unconfirmed = FleetGauges { joining: 1, unconfirmed: 1, ..none };
+    let late = FleetGauges { slow: true, ..unconfirmed };
+    let said = of(LocalSending::Fallback, late).await;
+    let [(Part::Bus, text)] = &said[..] else { panic!("{said:?}") };
+    assert!(text.contains("the bus is too slow") && !text.contains("walhook.p.w.>"), "{text}");
     for local in [LocalSending::Fallback, LocalSending::Never] {
         let said = of(local, unconfirmed).await;
         assert!(said.iter().any(|(part, _)| *part == Part::Bus), "{said:?}");

@@ -70,6 +70,9 @@ async fn help_of_every_command_says_what_it_does() -> Result<()> {
     let bash = walhook(&["completions", "bash"]).await?;
     ensure!(bash.status.success() && text(&bash.stdout).contains("dead-letters"));
     ensure!(code(&walhook(&["completions", "tcsh"]).await?) == 2);
+    let example = ["config", "show", "--example"];
+    ensure!(code(&walhook(&example).await?) == 0);
+    ensure!(code(&walhook(&[&example[..], &["--json"]].concat()).await?) == 2, "it is TOML");
     Ok(())
 }
 
@@ -499,5 +502,9 @@ async fn mock_endpoint_counts_what_it_received() -> Result<()> {
     let stats: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(output.status.success() && stats["received"] == 1 && stats["verified"] == 0, "{stats}");
     ensure!(code(&walhook(&["mock-endpoint", "--fail-rate", "2"]).await?) == 2);
+    // It would refuse all that walhook sends, and blame that.
+    let refused = walhook(&["mock-endpoint", "--secret", "whsec_!!!"]).await?;
+    ensure!(code(&refused) == 2 && said(&refused).contains("--secret: "), "{}", said(&refused));
+    ensure!(!said(&refused).contains("!!!"), "{}", said(&refused));
     Ok(())
 }

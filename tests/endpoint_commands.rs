@@ -249,6 +249,9 @@ async fn endpoint_that_moved_or_was_switched_off_in_its_row_is_not_told_as_faili
     let (one, two) = (&listed["endpoints"][0], &listed["endpoints"][1]);
     ensure!(one["state"] == "ok" && one["account_id"] == "5" && one["failed"] == 0, "{listed}");
     ensure!(two["state"] == "ok" && two["reason"] == "its row is not enabled", "{listed}");
+    let resumed = world.walhook(&["endpoints", "resume", "2"]).await?;
+    let told = text(&resumed.stdout);
+    ensure!(told.contains("switched off by walhook. Nothing is sent to it all the same"), "{told}");
     let status = world.walhook_json(&["status"]).await?;
     ensure!(status["endpoints"] == serde_json::json!({}), "{status}");
     ensure!(running.terminate().await?.success());

@@ -27,7 +27,7 @@ pub struct Args {
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let found = match args.role {
         Role::Worker => check_worker(&common.load_worker()?).await?,
-        Role::All | Role::Leader => check::run(&common.load_all()?).await?,
+        Role::All | Role::Leader => check::run(&common.load_all()?).await,
     };
     if common.json {
         print_json(&found)?;

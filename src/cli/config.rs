@@ -4,8 +4,8 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::run::Role;
-use super::{CommandResult, Common, print_json, print_line};
-use crate::config::EXAMPLE;
+use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::config::{Config, EXAMPLE};
 use crate::control;
 
 /// What the command takes.
@@ -46,10 +46,13 @@ enum Action {
 /// When the configuration cannot be used, or standard output is closed.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     match args.action {
+        Action::Show { example: true, .. } if common.json => {
+            Err(Failure::Usage(anyhow::anyhow!("the example is TOML; leave --json out")))
+        }
         Action::Show { example: true, .. } => print_line(EXAMPLE.trim_end()),
         Action::Show { example: false, role: Role::Worker } => show(&common.load_worker()?, common),
         Action::Show { example: false, role: Role::All | Role::Leader } => {
-            show(&common.load_all()?, common)
+            show(&in_force(common.load_all()?), common)
         }
         Action::Validate { role } => {
             let valid = match role {
@@ -71,6 +74,12 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             print_line(&format!("{}: valid, {rules}", path.display()))
         }
     }
+}
+
+/// With what stands for a list that is left out.
+fn in_force(mut config: Config) -> Config {
+    config.endpoints.watch = config.rules().watched().map(str::to_owned).collect();
+    config
 }
 
 fn show(config: &impl Serialize, common: &Common) -> CommandResult {

@@ -45,7 +45,7 @@ struct List {
     filters: Filters<DeferredDeliveries>,
     /// Of this event
     #[arg(long, value_name = "ID")]
-    event: Option<String>,
+    event: Option<EventId>,
     /// At most so many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
@@ -131,7 +131,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 impl List {
     fn to_query(&self) -> Result<Query, Failure> {
         let mut filter = self.filters.to_filter()?;
-        filter.ids = self.event.clone().map(|event| vec![event]);
+        filter.ids = self.event.map(|event| vec![event.to_string()]);
         let after = self.after.clone().unwrap_or_default();
         Ok(Query { filter, after, limit: self.limit })
     }

@@ -30,6 +30,7 @@ enum Command {
     /// Send an endpoint a signed event of type webhook.test from this machine, and show what it answers
     Test {
         /// Its id
+        #[arg(allow_negative_numbers = true)]
         id: String,
     },
     /// Have the leader send nothing to an endpoint: its deliveries wait in order until it is resumed
@@ -41,7 +42,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct List {
     /// Of this account
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     account: Option<String>,
     /// Only endpoints that are stopped or fail, or have deferred deliveries or dead letters
     #[arg(long)]
@@ -50,13 +51,20 @@ struct List {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
     /// Only ids above this one: continues an earlier list
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "ID",
+        default_value = "",
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
     after: String,
 }
 
 #[derive(Debug, clap::Args)]
 struct Pause {
     /// Its id
+    #[arg(allow_negative_numbers = true)]
     id: String,
     /// Why, for those who look at `endpoints list`
     #[arg(long, default_value = "by an operator")]
@@ -68,6 +76,7 @@ struct Pause {
 #[derive(Debug, clap::Args)]
 struct Resume {
     /// Its id
+    #[arg(allow_negative_numbers = true)]
     id: String,
     #[command(flatten)]
     wait: Wait,
@@ -131,7 +140,14 @@ async fn resume(config: &Config, asked: Resume, json: bool) -> CommandResult {
              switched off stays so until `walhook dead-letters retry --endpoint {id}`"
         )
     } else {
-        format!("endpoint {id} was neither paused nor switched off")
+        format!("endpoint {id} was neither paused nor switched off by walhook")
+    };
+    let table = &config.endpoints.table;
+    let text = match done.is_row_off {
+        true => format!(
+            "{text}. Nothing is sent to it all the same: its row in {table} is not enabled; switch that on"
+        ),
+        false => text,
     };
     end(&done, &text, wait, json)
 }

@@ -53,7 +53,7 @@ enum Command {
 Examples:
   walhook events list --limit 20
   walhook events list --endpoint 7 --outcome dead --since 1d
-  walhook events list --type subscriber.updated --since 2026-11-23T17:00:00Z --until 2026-11-23T18:00:00Z")]
+  walhook events list --since 2026-11-23T17:00:00Z --until 2026-11-23T18:00:00Z")]
 struct List {
     #[command(flatten)]
     which: Which,
@@ -67,8 +67,8 @@ struct List {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Lines, not deliveries: each attempt is one, and what became of a delivery without one is another. All that
-may fit is read, so without a filter it takes the longer the larger the log is.
+Lines, not deliveries: each attempt is one, and what became of a delivery without one is another.
+All that may fit is read, so without a filter it takes the longer the larger the log is.
 
 Examples:
   walhook events count --account 42 --since 1d
@@ -82,10 +82,10 @@ struct Count {
 #[derive(Debug, clap::Args)]
 struct Which {
     /// Of this account
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     account: Option<String>,
     /// Of this endpoint
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     endpoint: Option<String>,
     /// Of events of this type; also a pattern such as subscriber.*
     #[arg(long = "type", value_name = "TYPE", value_parser = type_or_pattern)]
@@ -103,14 +103,14 @@ struct Which {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Lines, not events: rows of deliveries that are deferred or dead are not touched, and what happens to the
-account's deliveries from then on is logged again.
+Lines, not events: rows of deliveries that are deferred or dead are not touched, and what happens
+to the account's deliveries from then on is logged again.
 
 Example:
   walhook events erase --account 42 --by 'support, ticket 4711' --yes")]
 struct Erase {
     /// The account
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     account: String,
     /// Who asks, for the record
     #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
@@ -122,8 +122,9 @@ struct Erase {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exits with 1 where nothing is known of it: no line of the log, no row, no delivery in memory; then the note
-says what that may mean. An event that is not settled yet may only be to come, and is no error.")]
+Exits with 1 where nothing is known of it: no line of the log, no row, no delivery in memory; then
+the note says what that may mean. An event that is not settled yet may only be to come, and is no
+error.")]
 struct Show {
     /// Its id
     id: EventId,
@@ -138,8 +139,8 @@ struct Show {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 It is a replay of this one event: same id, same body, marked as a replay. It reaches as far back as
-source.replay_window; where it does not reach, the command exits with 1 and says how far that is. What an
-endpoint does not take is deferred under the replay's id, as with `walhook replay start`.
+source.replay_window; where it does not reach, the command exits with 1 and says how far that is.
+What an endpoint does not take is deferred under the replay's id, as with `walhook replay start`.
 
 Examples:
   walhook events resend evt_01M89HY61Z3KDGFQWS3TGAXFGY
@@ -148,7 +149,7 @@ struct Resend {
     /// Its id
     id: EventId,
     /// To this endpoint only
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     endpoint: Option<String>,
     /// Wait at most so long until each delivery is taken or dead; 0s does not wait at all
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]

@@ -37,10 +37,10 @@ pub(super) trait Kind: Debug + Clone + Default + Send + Sync + 'static {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Filters<K: Kind> {
     /// Of this endpoint
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     endpoint: Option<String>,
     /// Of this account
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     account: Option<String>,
     /// Of this event type; also a pattern such as subscriber.*
     #[arg(long = "type", value_name = "TYPE", value_parser = type_or_pattern)]

@@ -8,11 +8,12 @@ use crate::control::gaps::{self, GapView, ReplayableGap};
 /// List what was not delivered; close a gap that is dealt with
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A gap is recorded by `walhook recover`, which gives up what cannot be read, by `checkpoint reset --skip`,
-by a leader that suspends an endpoint at state.max_size, and by one that finds that a table was not
-published for a time. Dead letters of an endpoint beyond the first 1,000 are one gap too. Open gaps stand
-in `walhook status` and in the metric walhook_gaps until somebody closes them, or until a replay has sent
-an endpoint all of its gap: `list` prints the command that sends one again, where its WAL is still kept.
+A gap is recorded by `walhook recover`, which gives up what cannot be read, by `checkpoint reset
+--skip`, by a leader that suspends an endpoint at state.max_size, and by one that finds that a
+table was not published for a time. Dead letters of an endpoint beyond the first 1,000 are one gap
+too. Open gaps stand in `walhook status` and in the metric walhook_gaps until somebody closes them,
+or until a replay has sent an endpoint all of its gap: `list` prints the command that sends one
+again, where its WAL is still kept.
 
 Examples:
   walhook gaps list

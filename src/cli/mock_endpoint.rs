@@ -23,12 +23,12 @@ path is an endpoint. Beside the options, a URL's query scripts its own endpoint:
   http://127.0.0.1:9724/broken?status=500
   http://127.0.0.1:9724/stuck?hang
 
-With a secret, what is not signed with it, or was minutes ago, is answered with 401, whatever the script
-says.
+With a secret, what is not signed with it, or was minutes ago, is answered with 401, whatever the
+script says.
 
-Memory is bounded. It tells 2,097,152 different deliveries apart (those after are counted as `untold`),
-counts 10,000 paths of at most 1 KiB apart, reads bodies of at most 2 MiB, 128 at a time, holds 256 MiB
-of those that wait for their answer, and answers 503 when 10,000 requests wait.
+Memory is bounded. It tells 2,097,152 different deliveries apart (those after are counted as
+`untold`), counts 10,000 paths of at most 1 KiB apart, reads bodies of at most 2 MiB, 128 at a
+time, holds 256 MiB of those that wait for their answer, and answers 503 when 10,000 requests wait.
 
 Examples:
   walhook mock-endpoint
@@ -58,12 +58,16 @@ pub struct Args {
 /// Runs the command until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// When the address cannot be had.
+/// When the address cannot be had, or a secret is none.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     if args.fail_rate.is_some_and(|rate| !(0.0..=1.0).contains(&rate)) {
         return Err(Failure::Usage(anyhow::anyhow!("--fail-rate is a share from 0 to 1")));
     }
-    let verifies = !args.secret.is_empty();
+    let secrets: Vec<Secret> = args.secret.into_iter().map(Secret::new).collect();
+    for secret in &secrets {
+        sign::judge(secret).map_err(|why| Failure::Usage(anyhow::anyhow!("--secret: {why}")))?;
+    }
+    let verifies = !secrets.is_empty();
     let on_request: Option<Hook> = match args.quiet || common.json {
         true => None,
         false => Some(Arc::new(move |received| {
@@ -80,7 +84,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         ..plain
     });
     let settings = Settings {
-        verify: verifies.then(|| verifier(args.secret)),
+        verify: verifies.then(|| verifier(secrets)),
         strict: verifies,
         // Nobody asks for them.
         keep: 0,
@@ -106,8 +110,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 }
 
 /// Takes every kind of secret that an endpoint's row may hold.
-fn verifier(secrets: Vec<String>) -> Verifier {
-    let secrets: Vec<Secret> = secrets.into_iter().map(Secret::new).collect();
+fn verifier(secrets: Vec<Secret>) -> Verifier {
     Arc::new(move |signed| {
         let Signed { id, timestamp, body, signatures, .. } = *signed;
         secrets.iter().any(|secret| sign::verify(id, timestamp, body, signatures, secret))

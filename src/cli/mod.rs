@@ -347,6 +347,42 @@ mod tests {
         }
     }
 
+    fn each(command: &clap::Command, look: &mut impl FnMut(&clap::Command)) {
+        look(command);
+        command.get_subcommands().for_each(|below| each(below, look));
+    }
+
+    #[test]
+    fn epilogue_of_each_help_is_printed_as_it_is_written() {
+        // Of a longer line the parser makes two, and of the first one it takes the indentation.
+        const WIDTH: usize = 100;
+        each(&Cli::command(), &mut |command| {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let too_long = text.lines().find(|line| line.chars().count() > WIDTH);
+            let name = command.get_name();
+            assert_eq!(too_long, None, "{name}");
+            assert!(!text.starts_with(' '), "{name}: {text}");
+        });
+    }
+
+    #[test]
+    fn id_may_be_a_negative_number() {
+        for args in [
+            &["endpoints", "list", "--after", "-5"][..],
+            &["endpoints", "resume", "-5"],
+            &["events", "resend", "evt_01M89HY61Z3KDGFQWS3TGAXFGY", "--endpoint", "-5"],
+            &["dead-letters", "list", "--endpoint", "-5", "--account", "-1"],
+            &["replay", "start", "--from", "oldest", "--account", "-1"],
+        ] {
+            let parsed = Cli::try_parse_from([&["walhook"], args].concat());
+            assert!(parsed.is_ok(), "{args:?}");
+        }
+        for args in [&["deferred", "list", "--event", "foo"][..], &["endpoints", "pause", "--json"]]
+        {
+            assert!(Cli::try_parse_from([&["walhook"], args].concat()).is_err(), "{args:?}");
+        }
+    }
+
     #[test]
     fn configuration_is_looked_for_here_then_in_etc_and_the_error_names_both() {
         let (here, etc) = (Path::new("walhook.toml"), Path::new("/etc/walhook/walhook.toml"));

@@ -23,7 +23,7 @@ use crate::server::{self, Stop, log};
 Examples:
   walhook run
   walhook run --config /etc/walhook/walhook.toml
-  walhook run --role worker                    sends for a leader, with [workers], and needs no database")]
+  walhook run --role worker      sends for a leader, with [workers], and needs no database")]
 pub struct Args {
     /// What this process does
     #[arg(long, value_enum, default_value_t, value_name = "ROLE")]

@@ -17,7 +17,7 @@ Examples:
   walhook setup --admin-url postgres://postgres@localhost/app   as another role; grants included
   walhook setup --print-sql > setup.sql                         for an administrator to run
   walhook setup --print-sql=rds                                 likewise, for Amazon RDS and Aurora
-  walhook setup --schema-version 1                              before going back to a walhook of that version")]
+  walhook setup --schema-version 1                              to go back to such a walhook")]
 pub struct Args {
     /// A role that may do what our own may not; it also grants our own role what that needs
     #[arg(long, value_name = "URL", env = "WALHOOK_ADMIN_URL", hide_env_values = true, value_parser = secret)]

@@ -11,7 +11,8 @@ use walhook_core::endpoint::Secret;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Refuses while an instance runs, and before anything is dropped where a right is missing. A slot or
-a publication that walhook did not make stays, and a publication that another pipeline reads. What has not been delivered is forgotten, dead letters too.
+a publication that walhook did not make stays, and a publication that another pipeline reads. What
+has not been delivered is forgotten, dead letters too.
 
 Examples:
   walhook teardown --yes

@@ -12,6 +12,7 @@ use crate::control::upgrade::{self, PreparedView};
 /// Prepare a major upgrade of PostgreSQL, and go on after it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+In this order:
   1 stop what writes to the published tables
   2 let `walhook run` deliver what is there, then stop every instance
   3 walhook upgrade prepare     again where something was written since

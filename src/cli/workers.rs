@@ -15,9 +15,10 @@ pub struct Args {
 enum Command {
     /// List them: state, requests in flight of slots, lost attempts, when the leader heard from each
     #[command(after_help = "\
-The leader writes this down when it changes; a worker that has gone is left out after a while. A worker whose
-[egress] differs, or that speaks no version in common, is refused and not listed: the logs of both say so.
-LOST are attempts of this worker's process that were lost with its earlier sessions.
+The leader writes this down when it changes; a worker that has gone is left out after a while. A
+worker whose [egress] differs, or that speaks no version in common, is refused and not listed: the
+logs of both say so. LOST are attempts of this worker's process that were lost with its earlier
+sessions.
 
 Examples:
   walhook workers list

@@ -10,6 +10,8 @@
 //! the variable. A value from the environment has a span behind the end of the file: the n-th byte
 //! past it stands for the n-th variable.
 
+mod words;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -251,7 +253,7 @@ impl Origins<'_> {
 
     /// An error of the parser or of serde.
     fn error(&self, error: &toml::de::Error) -> ConfigError {
-        let mut message = error.message().replace('\n', "; ");
+        let mut message = words::in_plain_words(&error.message().replace('\n', "; "));
         if message == DUPLICATE
             && let Some(name) = error.span().and_then(|span| self.text.get(span))
         {

@@ -28,7 +28,7 @@ use anyhow::Result;
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use super::{Databases, Failure};
+use super::Databases;
 #[cfg(feature = "workers")]
 use crate::config::WorkerConfig;
 use crate::config::{Config, DeliveryMode, LocalSending};
@@ -145,18 +145,18 @@ impl Report {
 }
 
 /// Checks.
-///
-/// # Errors
-/// When the source stops answering meanwhile.
-pub(crate) async fn run(config: &Config) -> Result<CheckView, Failure> {
+pub(crate) async fn run(config: &Config) -> CheckView {
     let mut report = Report::default();
     descriptors::raise();
     let scheduler = &config.scheduler;
     let slots = (scheduler.fast_slots, scheduler.slow_slots);
     open_files(slots, descriptors::limit(), &mut report);
     spool::check(config, &mut report);
-    check(config, &mut report).await?;
-    Ok(report.view())
+    // What was found until then is told too.
+    if let Err(error) = check(config, &mut report).await {
+        report.add(Verdict::Fail, "check", format!("ended before its end: {error:#}"), None);
+    }
+    report.view()
 }
 
 /// Checks, as a worker of this configuration: it has no database.

@@ -225,13 +225,15 @@ fn note(settled: Option<bool>) -> &'static str {
             "if there was such an event, all of its deliveries have come to their ends, or no endpoint wanted it; the \
              delivery log has no line of them: deliveries.keep, deliveries.retention and deliveries.max_size decide \
              what it keeps, and lines are left out while state transactions are slow \
-             (walhook_delivery_log_entries_total{result=\"dropped\"}). Or it is another pipeline's"
+             (walhook_delivery_log_entries_total{result=\"dropped\"}). Or its account's lines were erased, which the table \
+             delivery_erasures records, or it is another pipeline's"
         }
         Some(false) => "it is not settled: it is to be read, or waits to be routed",
         None => {
             "neither the delivery log nor a table has it: no endpoint wanted it, the log keeps it no longer, its line was \
-             left out while state transactions were slow (walhook_delivery_log_entries_total{result=\"dropped\"}), it has \
-             just been committed, or it is another pipeline's"
+             left out while state transactions were slow (walhook_delivery_log_entries_total{result=\"dropped\"}), its \
+             account's lines were erased (the table delivery_erasures), it has just been committed, or it is another \
+             pipeline's"
         }
     }
 }
@@ -255,5 +257,7 @@ mod tests {
         let names_it = |settled| note(settled).contains("delivery_log_entries_total");
         assert!(names_it(Some(true)) && names_it(None));
         assert!(!names_it(Some(false)));
+        let names_erasures = |settled| note(settled).contains("delivery_erasures");
+        assert!(names_erasures(Some(true)) && names_erasures(None) && !names_erasures(Some(false)));
     }
 }

@@ -22,12 +22,13 @@ pub(super) use print::bar;
 /// Send past events again: same ids, same bodies, marked as replays
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Events keep their ids, so a receiver that drops repeats by webhook-id drops these too. They go to the
-endpoints of now, carry the header <prefix>-replay: true, and take what the live stream leaves.
+Events keep their ids, so a receiver that drops repeats by webhook-id drops these too. They go to
+the endpoints of now, carry the header <prefix>-replay: true, and take what the live stream leaves.
 
-What an endpoint does not take is deferred under the replay's id and tried again as all that is deferred,
-and so is what is for an endpoint that is paused or whose breaker is open: the replay reads on. So at its
-end, deliveries may wait. That is no failure; a dead letter is, and then the command exits with 1.
+What an endpoint does not take is deferred under the replay's id and tried again as all that is
+deferred, and so is what is for an endpoint that is paused or whose breaker is open: the replay
+reads on. So at its end, deliveries may wait. That is no failure; a dead letter is, and then the
+command exits with 1.
 
 Examples:
   walhook replay start --from oldest --wait
@@ -65,10 +66,10 @@ struct Start {
     #[arg(long, value_name = "POSITION", value_parser = Moment::parse)]
     to: Option<Moment>,
     /// Events of this account only
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     account: Option<String>,
     /// Deliveries to this endpoint only
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     endpoint: Option<String>,
     /// Events of this type only; also a pattern such as subscriber.*; may be repeated
     #[arg(long = "type", value_name = "TYPE", value_parser = type_or_pattern)]

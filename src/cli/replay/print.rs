@@ -56,7 +56,9 @@ pub(super) fn remarks(replay: &ReplayView) -> Vec<String> {
         ));
     }
     if *dropped > 0 {
-        remarks.push(format!("{dropped} were dropped: their endpoints were removed meanwhile"));
+        remarks.push(format!(
+            "{dropped} were dropped: their accounts have these endpoints no more, or an operator discarded them"
+        ));
     }
     if *in_gaps > 0 {
         remarks.push(format!(
@@ -195,6 +197,8 @@ mod tests {
         let read = ReplayView { finished: true, in_gaps: 4, ..replay(1.0) };
         assert!(line(&read).contains("  waiting  delivered 5, waiting 2, dead 1, in gaps 4"));
         assert!(remarks(&read)[0].contains("deferred list --replay 3"));
+        let dropped = remarks(&ReplayView { waiting: 0, dropped: 4, ..replay(1.0) });
+        assert!(dropped[0].starts_with("4 were dropped: ") && dropped[0].contains("discarded"));
         let cancelled =
             ReplayView { finished: true, error: Some("cancelled".into()), ..replay(0.5) };
         assert!(line(&cancelled).contains("  cancelled  "));

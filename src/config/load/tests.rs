@@ -139,7 +139,7 @@ fn error_names_place_key_and_fix() {
         ),
         (
             "[delivery]\nquick_attempts = \"two\"",
-            "w.toml:6:18: delivery.quick_attempts: invalid type: string \"two\", expected u32",
+            "w.toml:6:18: delivery.quick_attempts: invalid type: string \"two\", expected a whole number",
         ),
         (
             "[delivery]\nordering = \"rows\"",
@@ -155,6 +155,18 @@ fn error_names_place_key_and_fix() {
         (
             "[delivery]\ntimeout = true",
             "w.toml:6:11: delivery.timeout: invalid type: boolean `true`, expected a duration such as",
+        ),
+        (
+            "[delivery]\nordering = true",
+            "w.toml:6:12: delivery.ordering: is no text; write it in quotes",
+        ),
+        (
+            "[log]\nlevel = 3",
+            "w.toml:6:9: log.level: invalid type: integer `3`, expected a text in quotes",
+        ),
+        (
+            "[egress]\ndeny = 3",
+            "w.toml:6:8: egress.deny: invalid type: integer `3`, expected a list: [",
         ),
         ("[deliver]", "w.toml:5:2: there is no section deliver; did you mean delivery?"),
         ("[state]\nmax_size = \"7MiB\"", "w.toml:6:12: state.max_size: is below 8MiB"),
@@ -198,7 +210,7 @@ fn error_names_the_variable() {
         (
             "WALHOOK_DELIVERY__QUICK_ATTEMPTS",
             "two",
-            "delivery.quick_attempts: invalid type: string \"two\", expected u32",
+            "delivery.quick_attempts: invalid type: string \"two\", expected a whole number",
         ),
         ("WALHOOK_DELIVERY__QUICK_ATTEMPTS", "0", "delivery.quick_attempts: must be at least 1"),
         ("WALHOOK_DELIVER__TIMEOUT", "1s", "there is no section deliver; did you mean delivery?"),

@@ -434,3 +434,16 @@ async fn check_takes_event_types_in_json() {
             .await;
     }
 }
+
+#[tokio::test]
+async fn check_that_ends_early_tells_what_it_has_found_and_why() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    fixture.run("UPDATE walhook.meta SET schema_version = 99").await;
+    let CheckView { failures, findings, .. } = run(&config).await;
+    let last = findings.last().unwrap().to_string();
+    assert!(last.starts_with("fail  check: ended before its end: "), "{last}");
+    assert!(last.contains("version 99") && last.contains("run a later walhook"), "{last}");
+    assert!(failures >= 1 && findings.iter().any(|f| f.what == "server"), "{findings:?}");
+}

@@ -24,6 +24,9 @@ pub(crate) struct StopView {
     pub(crate) finished: bool,
     /// The job's id.
     pub(crate) job: i64,
+    /// Whether its row is switched off: nothing is sent, whatever walhook's own stops are.
+    #[serde(skip)]
+    pub(crate) is_row_off: bool,
     /// The job itself.
     #[serde(skip)]
     pub(crate) work: JobView,
@@ -62,9 +65,10 @@ pub(crate) async fn resume(
     let done = carry_out(config, id, &ask, wait, tell).await?;
     let dropped = match found {
         Found::Removed { deferred } if done.changed => Some(deferred),
-        Found::Removed { .. } | Found::Row => None,
+        Found::Removed { .. } | Found::Row { .. } => None,
     };
-    Ok(StopView { dropped, ..done })
+    let is_row_off = matches!(found, Found::Row { enabled: false });
+    Ok(StopView { dropped, is_row_off, ..done })
 }
 
 async fn carry_out(
@@ -77,13 +81,14 @@ async fn carry_out(
     let work = jobs::ask(Databases::of(config), ask, wait, tell).await?;
     let work = work.context("nothing is to be done")?;
     let (changed, finished, job) = (work.done > 0, work.finished, work.id);
-    Ok(StopView { changed, dropped: None, endpoint: id.to_owned(), finished, job, work })
+    let (endpoint, dropped, is_row_off) = (id.to_owned(), None, false);
+    Ok(StopView { changed, dropped, endpoint, finished, job, is_row_off, work })
 }
 
 /// Where an endpoint is known.
 enum Found {
     /// In the endpoint table.
-    Row,
+    Row { enabled: bool },
     /// In the state tables alone: the customer has removed it, and it may still be stopped.
     Removed { deferred: i64 },
 }
@@ -94,8 +99,8 @@ async fn find(config: &Config, id: &str) -> Result<Found, Failure> {
     let ids = [id.to_owned()];
     let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
     let rows = Lookups::of(config.lookups()).list(&source, which).await;
-    if !rows.context("cannot read the endpoint table")?.is_empty() {
-        return Ok(Found::Row);
+    if let Some(row) = rows.context("cannot read the endpoint table")?.first() {
+        return Ok(Found::Row { enabled: row.enabled });
     }
     let state = Databases::of(config).open_state().await?;
     if let Some(standing) = state.standings(Some(&ids), "", 1).await?.first() {

@@ -24,7 +24,7 @@ pub(crate) struct DeliveryView {
     /// The replay that sends it again; null: the stream, or an operator's retry.
     pub(crate) replay_id: Option<i64>,
     /// `delivered`, `logged` (not sent, as `delivery.mode = "log"` says), `pending` (in the leader's memory), `deferred`, `unrouted`, `dead_letter`, `unroutable`, `gap`,
-    /// `dropped` (its endpoint was removed, or an operator discarded it), or `ended` where nothing says how.
+    /// `dropped` (the account has its endpoint no more, or an operator discarded it), or `ended` where nothing says how.
     pub(crate) state: String,
     /// Since when; null where nothing says that.
     pub(crate) since: Option<String>,
@@ -64,6 +64,9 @@ pub(super) struct Known {
     /// The checkpoint, as it was before anything else was read: all before it is settled.
     pub(super) frontier: Lsn,
 }
+
+/// Why it was dropped: no row of the endpoint table has both.
+const NOT_OF_THE_ACCOUNT: &str = "its endpoint was removed, or moved to another account";
 
 /// What tells one delivery of an event from the others: the endpoint and the replay.
 type Key = (Option<String>, Option<i64>);
@@ -161,7 +164,7 @@ impl Known {
         let (state, detail, gap) = match last.what {
             What::Delivered => (last.word(), said, None),
             What::Gap => ("gap", said, self.gap_of(last)),
-            What::Dropped => ("dropped", Some("its endpoint was removed".to_owned()), None),
+            What::Dropped => ("dropped", Some(NOT_OF_THE_ACCOUNT.to_owned()), None),
             What::Discarded => ("dropped", Some("an operator discarded it".to_owned()), None),
             What::Dead(_) if last.endpoint().is_none() => ("unroutable", gone(said), None),
             What::Dead(_) => ("dead_letter", gone(said), self.gap_of(last)),

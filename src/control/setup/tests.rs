@@ -286,7 +286,7 @@ async fn setup_and_check_name_the_right_that_lacks_in_the_database_of_the_state(
     let state = format!("postgres://sender@127.0.0.1:{}/kept", fixture.cluster.port());
     let config = fixture.config(&format!("[state]\nurl = \"{state}\"\n"));
     let checked = async || {
-        let view = crate::control::check::run(&config).await.unwrap();
+        let view = crate::control::check::run(&config).await;
         let of_state = view.findings.into_iter().find(|finding| finding.what == "state").unwrap();
         of_state.fix.unwrap_or_default()
     };

@@ -58,5 +58,13 @@ pub(crate) fn failed_probe() -> ProbeView {
 
 pub(crate) fn stopped() -> StopView {
     let work = JobView { kind: "endpoints.pause".into(), ..job() };
-    StopView { changed: true, dropped: None, endpoint: "7".into(), finished: true, job: 4, work }
+    StopView {
+        changed: true,
+        dropped: None,
+        endpoint: "7".into(),
+        finished: true,
+        job: 4,
+        is_row_off: false,
+        work,
+    }
 }

@@ -146,8 +146,6 @@ pub struct Metrics {
     pub about: AboutMetrics,
     /// `walhook_state_bytes`: what the state tables take on disk.
     pub state_bytes: IntGauge,
-    /// `walhook_state_used_bytes`: what of it is not free for new rows.
-    pub state_used_bytes: IntGauge,
     /// Of the delivery log.
     pub delivery_log: LogMetrics,
     /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
@@ -243,7 +241,6 @@ impl Metrics {
             uncovered: r.gauge("walhook_uncovered_tables")?,
             about: AboutMetrics::new(&r)?,
             state_bytes: r.gauge("walhook_state_bytes")?,
-            state_used_bytes: r.gauge("walhook_state_used_bytes")?,
             delivery_log: LogMetrics::new(&r)?,
             oldest_unsettled: r.float("walhook_oldest_unsettled_seconds")?,
             slot_retained: r.gauge("walhook_slot_retained_bytes")?,

@@ -9,6 +9,8 @@ use super::register::Register;
 pub struct AboutMetrics {
     /// `walhook_state_max_bytes`: `state.max_size`, on the leader.
     pub state_max_bytes: IntGauge,
+    /// `walhook_state_used_bytes`: what of the state tables is not free for new rows, on the leader.
+    pub state_used_bytes: IntGauge,
 }
 
 impl AboutMetrics {
@@ -19,6 +21,9 @@ impl AboutMetrics {
         info.with_label_values(&[env!("CARGO_PKG_VERSION"), profile]).set(1.0);
         #[cfg(target_os = "linux")]
         r.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { state_max_bytes: r.gauge("walhook_state_max_bytes")? })
+        Ok(Self {
+            state_max_bytes: r.gauge("walhook_state_max_bytes")?,
+            state_used_bytes: r.gauge("walhook_state_used_bytes")?,
+        })
     }
 }

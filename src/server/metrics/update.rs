@@ -130,7 +130,7 @@ impl Metrics {
     /// Sets what the state tables take, and what of it rows take.
     pub fn set_state_size(&self, total_bytes: u64, used_bytes: u64) {
         self.state_bytes.set(saturate(total_bytes));
-        self.state_used_bytes.set(saturate(used_bytes));
+        self.about.state_used_bytes.set(saturate(used_bytes));
     }
 
     /// Sets the distance from the checkpoint to the end of what was received.
@@ -174,7 +174,7 @@ impl Metrics {
             &self.gaps,
             &self.uncovered,
             &self.state_bytes,
-            &self.state_used_bytes,
+            &self.about.state_used_bytes,
             &self.about.state_max_bytes,
             &self.delivery_log.bytes,
             &self.replay_window,

@@ -71,14 +71,14 @@ impl Failure for Lost {
     }
 
     fn fix(&self) -> Cow<'static, str> {
-        match self {
-            Self::Refused(error) => match &**error {
-                // A full disk, for one, is not emptied by waiting.
-                StartError::Wire(wire) if wire.is_of_resources() => wire.fix(),
-                _ => WAIT.into(),
-            },
-            _ => WAIT.into(),
+        // A full disk, for one, is not emptied by waiting.
+        if let Self::Refused(error) = self
+            && let StartError::Wire(wire) = &**error
+            && wire.is_of_resources()
+        {
+            return wire.fix();
         }
+        WAIT.into()
     }
 
     fn say(&self, line: &mut Line) {

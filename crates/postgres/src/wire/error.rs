@@ -43,12 +43,10 @@ impl WireError {
     /// Whether the server says that it lacks disk, memory or connections.
     #[must_use]
     pub fn is_of_resources(&self) -> bool {
-        match self {
-            Self::Session(error) | Self::Start(error) | Self::Stream(error) => {
-                error.sqlstate.starts_with(RESOURCES_CLASS)
-            }
-            _ => false,
-        }
+        let (Self::Session(error) | Self::Start(error) | Self::Stream(error)) = self else {
+            return false;
+        };
+        error.sqlstate.starts_with(RESOURCES_CLASS)
     }
 }
 

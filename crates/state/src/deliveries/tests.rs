@@ -202,7 +202,7 @@ fn pattern_admits_the_types_that_an_endpoint_with_it_would_take() {
 #[tokio::test]
 async fn search_finds_what_a_look_at_every_line_finds_before_and_after_pages_are_merged() {
     let (fixture, mut store) = led().await;
-    let entries: Vec<Entry> = (0..3_000).map(any).collect();
+    let entries: Vec<Entry> = (0..6_000).map(any).collect();
     let mut rest = &entries[..];
     let mut rng = StdRng::seed_from_u64(1);
     let mut number = 0;
@@ -229,7 +229,7 @@ async fn search_finds_what_a_look_at_every_line_finds_before_and_after_pages_are
                 assert_eq!(found, wanted, "{filter:?} by {limit}, merged: {merged}");
             }
         }
-        for at in [0, 1_500, 2_999] {
+        for at in [0, 1_500, 5_999] {
             let event = entries[at].event;
             let story = reader.story(event, 100).await.unwrap();
             let wanted: Vec<_> = entries.iter().filter(|e| e.event == event).cloned().collect();

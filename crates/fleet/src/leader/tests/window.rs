@@ -7,7 +7,7 @@ use crate::frame::{Hello, HelloState};
 #[test]
 fn grants_go_while_large_requests_wait_until_the_worker_has_taken_others() {
     let mut rig = Rig::new(Local::Never, 0);
-    let mut says = |rig: &mut Rig, seq, received_upto| {
+    let says = |rig: &mut Rig, seq, received_upto| {
         let state = HelloState::Serving;
         let hello = Hello { byte_budget: 16 << 20, received_upto, state, ..rig.plain() };
         rig.frame(0, seq, Body::Hello(hello));

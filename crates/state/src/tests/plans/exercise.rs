@@ -261,7 +261,7 @@ pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static 
         step!(done, store, vacuum, Once, store.vacuum("slots"));
         step!(done, store, count_rows, Once, store.count_rows());
     }
-    if rows == 50_000 {
+    if rows >= 10_000 {
         step!(done, store, lower_version, Once, store.lower_version(SCHEMA_VERSION));
     }
     step!(done, store, reconnect, Few, store.reconnect());

@@ -226,8 +226,8 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
 /// Why what has the pipeline's name is left, where the state does not know the pipeline.
 fn elsewhere(config: &Config) -> String {
     format!(
-        "the schema {} holds no state of the pipeline {}, so walhook did not make it, or `state.schema` or \
-         `state.url` is another than the pipeline's own, or that state is gone",
+        "the schema {} holds no state of the pipeline {}: `state.schema` or `state.url` is another than the \
+         pipeline's own, or walhook did not make it",
         config.state.schema, config.source.slot
     )
 }

@@ -104,7 +104,9 @@ async fn log_tells_of_each_delivery() -> Result<()> {
     ensure!(words(&failing)[..3] == ["failed", "failed", "deferred"], "{failing:#?}");
     ensure!(failing[0].status == Some(503) && failing[0].excerpt.starts_with("status 503"));
     let dead = until(&store, "3", ends_with("dead")).await?;
-    ensure!(words(&dead) == ["failed", "dead"], "{dead:#?}");
+    // A 410 on a connection that another account has used is asked for again on one of its own.
+    let told = words(&dead);
+    ensure!(told.ends_with(&["failed", "dead"]) && told.len() <= 3, "{dead:#?}");
     let paused = until(&store, "4", ends_with("deferred")).await?;
     ensure!(words(&paused) == ["deferred"] && paused[0].what.reason() == Some("paused"));
     let unroutable = until(&store, "5", ends_with("unroutable")).await?;

@@ -6,7 +6,7 @@
 //!                     └───── second opinion, by another ◄──────────┘
 //! ```
 //!
-//! Packed is only as much as the way to the worker carries in time ([`window`]): what keeps its lease alive goes that way.
+//! Packed is only as much as the way to the worker carries in time (`window`): what keeps its lease alive goes that way.
 //!
 //! An attempt is in the table `placed` from when it is taken until it is handed back: whoever removes it there, and
 //! only they, say [`FleetEffect::Ended`]. A session's flights are a second index of the same, by key.

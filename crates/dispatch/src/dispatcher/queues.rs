@@ -245,17 +245,18 @@ impl Queues {
 
     /// The account's queue to this endpoint, made where there is none.
     pub(super) fn intern(&mut self, account: &AccountId, endpoint: &EndpointId) -> QueueNo {
-        let (queue, _) = self.intern_in(self.account(account), account, endpoint);
+        let (queue, _) = self.intern_in(None, account, endpoint);
         queue
     }
 
-    /// As [`Queues::intern`], where the account's number is known, if it has one. Returns which it has then.
+    /// As [`Queues::intern`], by whoever may know the account's number already. Returns which it has then.
     pub(super) fn intern_in(
         &mut self,
         known: Option<AccountNo>,
         account: &AccountId,
         endpoint: &EndpointId,
     ) -> (QueueNo, AccountNo) {
+        let known = known.or_else(|| self.account(account));
         if let Some(account) = known
             && let Some(no) = self.find_in(account, endpoint)
         {
@@ -296,7 +297,8 @@ impl Queues {
         if let Some(vacant) = self.accounts.get_mut(place(no.0)) {
             *vacant = Some(entry);
         }
-        self.by_account.insert(account.clone(), no);
+        let other = self.by_account.insert(account.clone(), no);
+        assert!(other.is_none(), "an account has one number");
         no
     }
 

@@ -442,7 +442,8 @@ proptest! {
                 }
                 Change::Defer(account, endpoint) => {
                     let account = AccountId::new(account.to_string());
-                    let no = queues.intern(&account, &id(endpoint));
+                    // Whoever does not know the account's number says so, although it may have one.
+                    let (no, _) = queues.intern_in(None, &account, &id(endpoint));
                     queues.deferred_or_new(no);
                     model.entry(no).or_default().deferred = true;
                 }

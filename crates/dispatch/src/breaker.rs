@@ -151,6 +151,8 @@ pub struct Breaker {
     since: Tick,
     /// Since when the endpoint is dead: earlier, where it only seemed to be back.
     dead_since: Tick,
+    /// For how long it was dead by then, where an earlier leader knew that.
+    dead_before: Duration,
     stage: Stage,
     probed_at: Option<Tick>,
     /// Before then the endpoint wants no request, as far as that is heeded.
@@ -175,6 +177,7 @@ enum Stage {
 pub struct Closed {
     at: Tick,
     dead_since: Tick,
+    dead_before: Duration,
 }
 
 impl Breaker {
@@ -189,6 +192,7 @@ impl Breaker {
         let mut breaker = Self {
             since: now,
             dead_since: relapse.map_or(now, |last| last.dead_since),
+            dead_before: relapse.map_or(Duration::ZERO, |last| last.dead_before),
             stage: Stage::Open(now),
             probed_at: None,
             asked_until: now,
@@ -197,6 +201,17 @@ impl Breaker {
             stored_at: now,
         };
         breaker.stage = Stage::Open(breaker.next(now, asked, rng));
+        breaker
+    }
+
+    /// It was open under an earlier leader, and the endpoint has been dead for so long.
+    ///
+    /// Many are, and what that leader tried them with in the last minute is not known: so each is tried at some moment
+    /// of the time between two probes, and has all the time that a request has at some moment of a quarter of an hour.
+    pub fn recovered(dead_before: Duration, now: Tick, rng: &mut impl Rng) -> Self {
+        let unhurried_at = Some(now + spread(UNHURRIED_EVERY, rng));
+        let mut breaker = Self { dead_before, unhurried_at, ..Self::open(now, None, None, rng) };
+        breaker.stage = Stage::Open(now + spread(breaker.every(now), rng));
         breaker
     }
 
@@ -209,7 +224,7 @@ impl Breaker {
     /// It closes.
     #[must_use]
     pub fn close(&self, now: Tick) -> Closed {
-        Closed { at: now, dead_since: self.dead_since }
+        Closed { at: now, dead_since: self.dead_since, dead_before: self.dead_before }
     }
 
     /// When the endpoint is tried next, if a slot is free then.
@@ -321,10 +336,14 @@ impl Breaker {
         stale
     }
 
+    /// How often it is tried now.
+    fn every(&self, now: Tick) -> Duration {
+        let dead = self.dead_before + now.since(self.dead_since);
+        if dead < SOON { EVERY_MIN } else { (dead / PART_OF_DEAD).clamp(EVERY_MIN, EVERY_MAX) }
+    }
+
     fn next(&mut self, now: Tick, asked: Option<Duration>, rng: &mut impl Rng) -> Tick {
-        let dead = now.since(self.dead_since);
-        let every =
-            if dead < SOON { EVERY_MIN } else { (dead / PART_OF_DEAD).clamp(EVERY_MIN, EVERY_MAX) };
+        let every = self.every(now);
         // A little less, so that many endpoints on one server are not all tried at once.
         let every = every - spread(every / 4, rng);
         self.asked_until = now + asked.unwrap_or_default().min(EVERY_MAX);

@@ -66,6 +66,34 @@ fn breaker_tries_a_dead_endpoint_often_at_first_and_at_least_once_a_minute() {
     }
 }
 
+/// Of all that an earlier leader left, as many are tried in each second as were under that leader.
+#[test]
+fn breaker_of_an_earlier_leader_is_tried_at_some_moment_of_the_time_between_two_probes() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    for (dead, every) in [(Duration::ZERO, 4), (HOUR, 18), (24 * 30 * HOUR, 60)] {
+        let every = Duration::from_secs(every);
+        let (mut early, mut unhurried) = (0, 0);
+        for _ in 0..1_000 {
+            let mut breaker = Breaker::recovered(dead, Tick(7), &mut rng);
+            let first = breaker.next_try();
+            assert!(first.since(Tick(7)) <= every, "{first:?} after {dead:?}");
+            early += u32::from(first < Tick(7) + every / 2);
+            match breaker.sent(None, first, &mut rng) {
+                None => unhurried += 1,
+                Some(patience) => {
+                    assert_eq!(patience, PATIENCE_MIN);
+                    assert_eq!(breaker.sent(None, first + UNHURRIED_EVERY, &mut rng), None);
+                }
+            }
+            // It goes on as if the earlier leader did.
+            let (next, _) = breaker.fail(false, None, first, &mut rng);
+            assert!(next.since(first) >= every / 4 * 3, "{next:?} after {dead:?}");
+        }
+        assert!((400..600).contains(&early), "{early} of 1,000");
+        assert!(unhurried < 60, "{unhurried} of 1,000 hold their slots for the whole time-out");
+    }
+}
+
 #[test]
 fn probe_has_as_long_as_answers_used_to_take_and_now_and_then_all_the_time() {
     let mut rng = SmallRng::seed_from_u64(1);

@@ -48,9 +48,6 @@ impl Dispatcher {
         }
         let deferred = self.queues.deferred(queue);
         if deferred.is_none_or(|deferred| !deferred.is_open()) {
-            if went == AttemptHealth::Well {
-                self.forget_earlier_breaker(queue);
-            }
             let in_memory = self.queues.in_use(queue);
             let resent = outcome.own_resends > 0;
             if in_memory.health_mut().note(went, resent, now)
@@ -67,15 +64,6 @@ impl Dispatcher {
             self.queues.in_use(queue).health_mut().begin_again();
             self.bring_host_forward(queue, now);
             self.forget_breaker(queue, now);
-            self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
-        }
-    }
-
-    /// What an earlier leader's breaker kept from the endpoint comes through again.
-    fn forget_earlier_breaker(&mut self, queue: QueueNo) {
-        let Some(deferred) = self.queues.deferred_mut(queue) else { return };
-        if deferred.forget_earlier_breaker() {
-            self.outdate(queue);
             self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
         }
     }

@@ -41,15 +41,18 @@ pub(super) enum Exit {
 }
 
 impl Dispatcher {
-    /// Goes on with the deferred rows that an earlier leader left. Nobody has sent anything for `stood_us`: the queues'
-    /// clocks stood still meanwhile, as those of paused endpoints do anyway.
+    /// Goes on with the deferred rows that an earlier leader left, and with the breakers that were open. Nobody has sent
+    /// anything for `stood_us`: the queues' clocks stood still meanwhile, as those of paused endpoints do anyway.
     pub(super) fn recover_deferred(&mut self, rows: Vec<BacklogRow>, stood_us: i64) {
-        let now_us = self.door.unix_us_at_zero();
+        let (now, now_us) = (Tick(0), self.door.unix_us_at_zero());
         for row in rows {
-            let rows = row.rows;
+            let (rows, was_open) = (row.rows, row.open_until_us.is_some());
             let (queue, mut deferred) = DeferredQueue::recovered(row);
             if !self.endpoints.is_paused(&queue.endpoint) {
                 deferred.stand_still(stood_us, stood_us, now_us);
+                if was_open && rows > 0 {
+                    deferred.recover_breaker(now, now_us, &mut self.rng);
+                }
             }
             let queue = self.queues.intern(&queue.account, &queue.endpoint);
             self.queues.set_deferred(queue, Box::new(deferred));
@@ -58,7 +61,7 @@ impl Dispatcher {
                 self.outdate(queue);
             }
             if rows > 0 {
-                self.deferral.line.join(queue, &mut self.queues, Tick(0));
+                self.look_after(queue, now);
             }
         }
     }

@@ -57,9 +57,6 @@ pub(super) struct DeferredQueue {
     breaker: Option<Breaker>,
     /// How it closed the last time.
     closed: Option<Closed>,
-    /// Set while it is not known whether the endpoint is any better than when an earlier leader's
-    /// breaker was open: what the table says of that one.
-    was_open_until_us: Option<i64>,
     suspension: Option<Suspension>,
     /// All keys of its rows were added since then; `None`: an earlier leader left rows, whose keys nobody knows.
     keys_since: Option<FilterNo>,
@@ -80,7 +77,6 @@ impl DeferredQueue {
             stopped_before_us: 0,
             breaker: None,
             closed: None,
-            was_open_until_us: None,
             suspension: None,
             keys_since: None,
             stops: Spans::default(),
@@ -94,11 +90,10 @@ impl DeferredQueue {
 
     /// What an earlier leader left, and its name.
     pub(super) fn recovered(row: BacklogRow) -> (QueueId, Self) {
-        let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, open_until_us } = row;
+        let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, .. } = row;
         let deferred = Self {
             failing_since_us,
             stopped_before_us: stopped_us,
-            was_open_until_us: open_until_us,
             ..Self::new(Backlog::recovered(blocked, rows))
         };
         (queue, deferred)
@@ -203,7 +198,7 @@ impl DeferredQueue {
             rows: self.backlog.in_table(),
             failing_since_us: self.failing_since_us,
             stopped_us: self.stopped_us(now),
-            open_until_us: open_until_us.or(self.was_open_until_us),
+            open_until_us,
         })
     }
 
@@ -253,9 +248,18 @@ impl DeferredQueue {
         let breaker = Breaker::open(now, asked, self.closed, rng);
         let until = breaker.next_try();
         self.stops.set(Some(Cause::Breaker), spans::at(now));
-        (self.breaker, self.was_open_until_us) = (Some(breaker), None);
+        self.breaker = Some(breaker);
         self.backlog.block_all(DeferReason::Breaker);
         until
+    }
+
+    /// An earlier leader's breaker was open; `now` is `now_us` since 1970-01-01 UTC.
+    pub(super) fn recover_breaker(&mut self, now: Tick, now_us: i64, rng: &mut impl Rng) {
+        let dead_us = self.failing_since_us.map_or(0, |since| now_us.saturating_sub(since));
+        let dead = Duration::from_micros(u64::try_from(dead_us).unwrap_or(0));
+        self.stops.set(Some(Cause::Breaker), spans::at(now));
+        self.breaker = Some(Breaker::recovered(dead, now, rng));
+        self.backlog.block_all(DeferReason::Breaker);
     }
 
     /// Closes the breaker, if it is not closed.
@@ -266,11 +270,6 @@ impl DeferredQueue {
         self.stops.set(None, spans::at(now));
         self.backlog.block_all(DeferReason::Behind);
         true
-    }
-
-    /// What an earlier leader's breaker kept comes through again. False: none was open.
-    pub(super) fn forget_earlier_breaker(&mut self) -> bool {
-        self.was_open_until_us.take().is_some()
     }
 
     /// For how long the queue was stopped so far, a pause that lasts not counted.
@@ -345,7 +344,8 @@ impl DeferredQueue {
     }
 
     /// An earlier leader had suspended it, and skipped so many.
-    pub(super) fn recover_suspension(&mut self, skipped: u64) {
+    pub(super) fn recover_suspension(&mut self, skipped: u64, now: Tick) {
+        self.close_breaker(now);
         self.suspension = Some(Suspension::recovered(skipped));
     }
 

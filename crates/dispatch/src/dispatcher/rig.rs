@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 
-use super::{Dispatch, Dispatcher, EndpointChanged, Replay, ReplayInput, Settings};
+use super::{Dispatch, Dispatcher, EndpointChanged, Replay, ReplayInput, Settings, Start};
 use crate::fixture;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
@@ -152,6 +154,25 @@ impl Rig {
         };
         self.dispatcher.recover_deferred(vec![row], 0);
         queue
+    }
+
+    /// Another leader goes on from what is stored.
+    pub(super) fn take_over(&mut self) {
+        let mut backlog = BTreeMap::new();
+        for batch in &self.stored {
+            batch.backlog.iter().for_each(|row| _ = backlog.insert(row.queue.clone(), row.clone()));
+            batch.backlog_gone.iter().for_each(|queue| _ = backlog.remove(queue));
+        }
+        let start = Start {
+            frontier: self.dispatcher.frontier(),
+            backlog: backlog.into_values().collect(),
+            unix_us_at_zero: self.dispatcher.unix_us(self.now),
+            ..Start::default()
+        };
+        let settings = self.dispatcher.settings.clone();
+        self.dispatcher = Dispatcher::new(settings, start, SmallRng::seed_from_u64(2));
+        // What comes at tick 0 would be overdue at once.
+        self.now = Tick(1);
     }
 
     /// Reads the pages back that are wanted now; how many rows were in them.

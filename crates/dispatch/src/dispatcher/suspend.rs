@@ -35,7 +35,7 @@ impl Dispatcher {
     pub(super) fn recover_suspensions(&mut self, gaps: Vec<GapChange>) {
         for GapChange { queue, skipped, .. } in gaps {
             let no = self.queues.intern(&queue.account, &queue.endpoint);
-            self.queues.deferred_or_new(no).recover_suspension(skipped);
+            self.queues.deferred_or_new(no).recover_suspension(skipped, Tick(0));
             self.deferral.suspensions.begin(queue);
             self.outbox.touch();
         }

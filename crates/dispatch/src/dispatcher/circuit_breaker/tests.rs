@@ -1,5 +1,6 @@
 //! Each change of an endpoint's state is told once, however many requests show it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,4 +202,54 @@ fn rows_of_an_endpoint_that_is_back_are_read_however_many_new_events_there_are()
     }
     assert!(rig.dispatcher.queued() >= 190);
     assert!(rig.read() > 0, "no row was read back");
+}
+
+/// So many endpoints are dead, with some rows each.
+fn dead(many: usize) -> Rig {
+    let mut rig = Rig::new(Settings { fast_slots: 16, slow_slots: 1_024, ..settings() });
+    for dead in 0..many {
+        for _ in 0..15 {
+            rig.commit(&format!("dead {dead}"));
+            for dispatch in rig.send() {
+                rig.answer(dispatch.attempt.first().id, 503);
+            }
+        }
+    }
+    rig.store();
+    rig
+}
+
+#[test]
+fn new_leader_sends_what_was_dead_its_probes_alone() {
+    const MANY: usize = 50;
+    let mut rig = dead(MANY);
+    assert_eq!(rig.dispatcher.gauges().breakers_open, MANY);
+    rig.take_over();
+    assert_eq!(rig.dispatcher.gauges().breakers_open, MANY);
+    let mut probed = BTreeMap::new();
+    // A moment more than the 4 s between two probes.
+    for _ in 0..=42 {
+        let fresh = rig.commit("fresh");
+        rig.commit("dead 0");
+        rig.read();
+        let mut is_sent = false;
+        for dispatch in rig.send() {
+            let sent = dispatch.attempt.first();
+            if sent.event.id == fresh.id {
+                is_sent = true;
+                rig.answer(sent.id, 204);
+            } else {
+                let before = probed.insert(sent.event.account.clone(), sent.id);
+                assert_eq!(before, None, "{} is sent more than a probe", sent.event.account);
+            }
+        }
+        assert!(is_sent, "who is well waits for who is not");
+        assert_eq!(rig.dispatcher.gauges().in_flight_fast, 0);
+        rig.wait(Duration::from_millis(100));
+    }
+    assert_eq!(probed.len(), MANY, "all are tried");
+    // One that is back is known as that, and gets what waits for it.
+    rig.answer(probed.pop_first().unwrap().1, 204);
+    assert_eq!(kinds(&mut rig), [EndpointChange::BreakerClosed]);
+    assert!(rig.read() > 10 && !rig.send().is_empty());
 }

@@ -9,9 +9,10 @@
 //! Where others are in use, and fewer requests wait for them, a new one is opened only when none of them has been
 //! given back within [`PATIENCE`]: as many as a steady rate needs are there soon, and not one for each peak.
 //!
-//! A host has as many connections as it had requests in flight at once, and those that rest, for the one that was used
-//! last is used first, and what is not used for [`IDLE_FOR`], or too old (`pool/open.rs`), is closed. All hosts together
-//! are bounded by [`Bounds`]: where these are reached, the connection that was idle longest gives way.
+//! A host has as many connections as it had requests in flight at once, and those that rest, for of those that a request
+//! may have the last one is used first (`pool/own.rs`), and what is not used for [`IDLE_FOR`], or too old
+//! (`pool/open.rs`), is closed. All hosts together are bounded by [`Bounds`]: where these are reached, the connection
+//! that was idle longest gives way.
 //!
 //! An HTTP/1 connection rests before it goes to another account: what its receiver sends behind an answer would be the
 //! answer to that account's request (`doubt.rs`).
@@ -24,8 +25,9 @@
 
 mod handles;
 mod open;
+mod own;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,6 +40,7 @@ use walhook_core::event::AccountId;
 use super::course::Wait;
 pub(super) use handles::{Lent, Spare, Waiting};
 pub(super) use open::Open;
+use own::{Own, Owned};
 
 /// An idle connection is closed after this time: below the 5 s that the least patient common servers
 /// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
@@ -97,7 +100,6 @@ pub(super) struct Pool<C: Kept> {
 }
 
 /// The connections of one thread.
-
 #[derive(Debug)]
 struct Shelf<C> {
     idle: LruSlab<Idle<C>>,
@@ -111,24 +113,16 @@ struct Shelf<C> {
 struct Idle<C> {
     host: Arc<Host>,
     since: Instant,
-    /// Whose request was the last on it, and how long it rests before another account's.
-    last: Option<(AccountId, Duration)>,
+    /// None: requests share it.
+    owned: Option<Owned>,
     connection: C,
-}
-
-impl<C> Idle<C> {
-    /// Whether a request of the account may have it, where requests do not share it.
-    fn serves(&self, account: &AccountId, now: Instant) -> bool {
-        let idle = now.saturating_duration_since(self.since);
-        self.last.as_ref().is_none_or(|(last, rest)| idle >= *rest || last == account)
-    }
 }
 
 /// What is known of one host.
 #[derive(Debug)]
 struct Places<C> {
-    /// Its idle connections, in the order in which they were given back.
-    own: VecDeque<u32>,
+    /// Its idle connections that requests do not share.
+    own: Own,
     /// Those that requests share: as few as have room for all.
     shared: Vec<u32>,
     /// Requests without a connection, in the order in which they came.
@@ -143,7 +137,7 @@ struct Places<C> {
 
 impl<C> Default for Places<C> {
     fn default() -> Self {
-        let (own, shared, waiting) = (VecDeque::new(), Vec::new(), BTreeMap::new());
+        let (own, shared, waiting) = (Own::default(), Vec::new(), BTreeMap::new());
         Self { own, shared, waiting, spare: 0, lent: 0, behind: Vec::new() }
     }
 }
@@ -292,8 +286,8 @@ impl<C: Kept> Pool<C> {
 }
 
 impl<C: Kept> Shelf<C> {
-    /// The first one that is shared and has room, or else the one that was used last of those that have rested or were
-    /// the account's. Those that are of no use any more come to `stale`.
+    /// The first one that is shared and has room, or else the account's own that was used last, or that which has
+    /// rested last. Those that are of no use any more come to `stale`.
     fn take(
         &mut self,
         host: &Arc<Host>,
@@ -319,10 +313,11 @@ impl<C: Kept> Shelf<C> {
             true
         });
         while taken.is_none() {
-            let serves = |slot: &u32| self.idle.peek(*slot).serves(account, now);
-            let found = places.own.iter().rposition(serves);
-            let Some(slot) = found.and_then(|at| places.own.remove(at)) else { break };
-            let Idle { since, connection, .. } = self.idle.remove(slot);
+            let Some(slot) = places.own.find(account, now) else { break };
+            let Idle { since, owned, connection, .. } = self.idle.remove(slot);
+            if let Some(owned) = &owned {
+                places.own.remove(owned, slot);
+            }
             if is_usable(&connection, since, now) {
                 taken = Some(connection);
             } else {
@@ -362,8 +357,12 @@ impl<C: Kept> Shelf<C> {
                 Err(left) => connection = left,
             }
         }
-        let idle = Idle { host: Arc::clone(host), since: now, last, connection };
-        places.own.push_back(self.idle.insert(idle));
+        let (last, rest) = last.unzip();
+        let owned = places.own.give(last, now + rest.unwrap_or_default());
+        let host = Arc::clone(host);
+        let slot =
+            self.idle.insert(Idle { host, since: now, owned: Some(owned.clone()), connection });
+        places.own.insert(owned, slot);
         None
     }
 
@@ -381,7 +380,7 @@ impl<C: Kept> Shelf<C> {
         if places.shared.iter().any(has_room) {
             return Some(connection);
         }
-        let idle = Idle { host: Arc::clone(host), since: now, last: None, connection };
+        let idle = Idle { host: Arc::clone(host), since: now, owned: None, connection };
         places.shared.push(self.idle.insert(idle));
         None
     }
@@ -389,14 +388,11 @@ impl<C: Kept> Shelf<C> {
     /// Takes the one out that has been idle longest.
     fn evict(&mut self) -> Option<C> {
         let slot = self.idle.lru()?;
-        let Idle { host, connection, .. } = self.idle.remove(slot);
+        let Idle { host, owned, connection, .. } = self.idle.remove(slot);
         if let Some(places) = self.hosts.get_mut(&host) {
-            // Of its host's own ones it is the first: they are in the order of all.
-            if let Some(at) = places.shared.iter().position(|shared| *shared == slot) {
-                places.shared.remove(at);
-            } else {
-                let first = places.own.pop_front();
-                assert!(first == Some(slot), "the oldest idle connection is its host's oldest");
+            match &owned {
+                Some(owned) => places.own.remove(owned, slot),
+                None => places.shared.retain(|shared| *shared != slot),
             }
         }
         self.tidy(&host);

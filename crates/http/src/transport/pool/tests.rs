@@ -272,11 +272,17 @@ impl Naive {
         loop {
             let of_host = |(of, _, _): &(usize, Fake, Instant)| *of == host;
             let shared = self.0.iter().position(|idle| of_host(idle) && idle.1.shared);
-            let serves = |idle: &(usize, Fake, Instant)| {
-                let (_, fake, since) = idle;
-                of_host(idle) && (now >= *since + REST || is_free_for(fake.last.as_ref(), account))
+            let places = || 0..self.0.len();
+            let of_host_at = |at: &usize| of_host(&self.0[*at]);
+            let used = places()
+                .rev()
+                .find(|at| of_host_at(at) && self.0[*at].1.last.as_ref() == Some(account));
+            let rested_at = |at: &usize| {
+                let (_, fake, since) = &self.0[*at];
+                *since + fake.last.as_ref().map_or(Duration::ZERO, |_| REST)
             };
-            let place = shared.or_else(|| self.0.iter().rposition(serves))?;
+            let rested = places().filter(of_host_at).filter(|at| now >= rested_at(at));
+            let place = shared.or(used).or_else(|| rested.max_by_key(rested_at))?;
             let (_, fake, since) = self.0.remove(place);
             if fake.is_open(now) && now < since + IDLE_FOR {
                 let id = fake.id;

@@ -110,7 +110,11 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         Command::Retry(Retry { selection, wait }) => {
             let filter = selection.to_filter()?;
             let job = deferred::retry(databases, filter, wait, &mut tell).await?;
-            end(&job, wait, common.json)
+            end(&job, wait, common.json)?;
+            if common.json || !job.finished {
+                return Ok(());
+            }
+            print_line("done: may be tried at once; `walhook deferred list` shows which still wait")
         }
         Command::Discard(Discard { selection, yes, wait }) => {
             let filter = selection.to_filter()?;

@@ -195,9 +195,10 @@ async fn proxy_that_fails_is_a_trouble_of_ours_and_no_endpoint_is_to_blame() -> 
         world.subscribe(id, 1 + id % 20).await?;
     }
     running.until_logged("egress.proxy lets nothing through").await?;
-    // Those that were under way together found it failing each.
+    // Those that were under way together found it failing each, and each of them is known by then.
+    world.until_metric("walhook_in_flight", "0").await?;
     let (since, before) = (Instant::now(), proxy.asked.lock().unwrap().len());
-    let why = world.until_ready(false).await?;
+    let why = world.until_unready("407 Proxy").await?;
     ensure!(why.contains("407 Proxy Authentication Required; give the user"), "{why}");
     ensure!(why.contains("no endpoint is blamed") && why.contains("fix: start the proxy"), "{why}");
     let status = text(&world.walhook(&["status"]).await?.stdout);

@@ -10,7 +10,7 @@ use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::Connection;
 use walhook_testkit::cluster::{Cluster, StopMode};
 
-use crate::support::{PATIENCE, RULES, Running, SCHEMA, World, taken, text};
+use crate::support::{PATIENCE, RULES, SCHEMA, World, taken, text};
 
 const FAILOVER_SLOTS: i32 = 170_000;
 
@@ -86,16 +86,6 @@ async fn until(session: &Connection, sql: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !session.query_one(sql, &[]).await?.get::<_, bool>(0) {
         ensure!(Instant::now() < deadline, "{sql}");
-        sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
-/// Waits until `/readyz` says this.
-async fn until_unready(world: &World, running: &Running, says: &str) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !world.until_ready(false).await?.contains(says) {
-        ensure!(Instant::now() < deadline, "{}", running.log());
         sleep(Duration::from_millis(50)).await;
     }
     Ok(())
@@ -224,7 +214,8 @@ async fn old_primary_that_comes_back_is_told_and_not_followed() -> Result<()> {
     world.reconnect().await?;
     world.subscribe(3, 1).await?;
     let says = "this is an old primary, on timeline 1; walhook has been on timeline 2";
-    until_unready(&world, &running, &format!("{says}; fix: stop it")).await?;
+    let unready = world.until_unready(&format!("{says}; fix: stop it")).await;
+    unready.with_context(|| running.log())?;
     let active = "SELECT bool_or(active) FROM pg_replication_slots WHERE slot_name = 'walhook'";
     ensure!(!there.query_one(active, &[]).await?.get::<_, bool>(0), "it reads there");
     let after: String = there.query_one(stored, &[]).await?.get(0);
@@ -324,7 +315,8 @@ async fn standby_that_answers_for_the_primary_is_told_and_waited_out() -> Result
 
     let (says, fix) = ("this server is a standby", "let the URL lead to the primary");
     world.cluster.stop(StopMode::Fast).await?;
-    until_unready(&world, &running, &format!("{says}; fix: {fix}")).await?;
+    let unready = world.until_unready(&format!("{says}; fix: {fix}")).await;
+    unready.with_context(|| running.log())?;
     let status = world.walhook(&["status"]).await?;
     let shown = text(&status.stdout);
     ensure!(status.status.code() != Some(3) && !shown.contains("SLOT PROBLEM"), "{shown}");
@@ -385,11 +377,10 @@ async fn stream_that_waits_for_a_standby_that_is_down_fails_with_its_name_until_
     world.value("SELECT pg_reload_conf()").await?;
     world.until("SHOW synchronized_standby_slots", "standby").await?;
     world.subscribe(2, 1).await?;
-    let said = world.until_ready(false).await?;
     let why = "the server holds the stream back until the standbys of synchronized_standby_slots (standby) have \
                received it: no standby streams from standby";
     let fix = "start the standby, or amend synchronized_standby_slots";
-    ensure!(said.contains(&format!("{why}; fix: {fix}")), "{said}");
+    world.until_unready(&format!("{why}; fix: {fix}")).await?;
     ensure!(world.mock.stats().distinct == 1, "it was not held back");
     let metrics = world.metrics().await?;
     let fails = metrics.lines().find(|line| {

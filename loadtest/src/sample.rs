@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use walhook_testkit::program::memory_bytes;
+use walhook_testkit::memory::memory_bytes;
 
 /// A process's resident memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

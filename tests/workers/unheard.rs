@@ -11,7 +11,7 @@ use walhook_testkit::nats::Nats;
 
 use super::leading::lead;
 use super::{run, worker, worker_of};
-use crate::support::{PATIENCE, Program, RULES, World};
+use crate::support::{PATIENCE, RULES, World};
 
 /// Attempts are overdue soon, and what failed is tried again soon.
 const SOON: &str = "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nretry_base = \"100ms\"\n\
@@ -109,8 +109,8 @@ async fn leader_that_only_workers_may_send_for_is_not_ready_without_one_and_says
     for id in 1..=3 {
         world.subscribe(id, id).await?;
     }
-    let said = world.until_ready(false).await?;
-    ensure!(said.contains("nobody sends") && said.contains("start workers"), "{said}");
+    let said = world.until_unready("nobody sends").await?;
+    ensure!(said.contains("start workers"), "{said}");
     let said = walhook(&world, &["status"]).await?;
     ensure!(said.contains("FAILING") && said.contains("sending, since"), "{said}");
     ensure!(said.contains("pool: ") && !said.contains("turn: "), "{said}");
@@ -127,24 +127,10 @@ async fn leader_that_only_workers_may_send_for_is_not_ready_without_one_and_says
     world.until_ready(true).await?;
 
     nats.kill()?;
-    let said = world.until_ready(false).await?;
-    ensure!(said.contains("the bus is away"), "{said}");
+    world.until_unready("the bus is away").await?;
     nats.start_again().await?;
     world.until_ready(true).await?;
     Ok(())
-}
-
-/// Waits until a worker is not ready for this reason.
-async fn until_unready(program: &Program, text: &str) -> Result<String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (status, said) = get(program.admin, "/readyz").await?;
-        if status == 503 && said.contains(text) {
-            return Ok(said);
-        }
-        ensure!(Instant::now() < deadline, "{status}: {said}");
-        sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// A bus with a user for the leader, whose permissions are these, and one for workers, with all of theirs but `less`.
@@ -201,7 +187,7 @@ async fn leader_that_may_not_publish_to_workers_sends_itself_and_names_the_permi
     ensure!(said.contains("Permissions Violation for Publish"), "{said}");
     world.until_ready(true).await?;
     // The worker hears the leader, and no grant.
-    until_unready(&program, "grants no lease").await?;
+    program.until_unready("grants no lease").await?;
     Ok(())
 }
 
@@ -211,11 +197,9 @@ async fn leader_that_only_workers_may_send_for_names_what_the_bus_refuses() -> R
     let (world, _leader) = led(&of_leader, "never").await?;
     let mut program = worker_of(&of_worker)?;
     let _worker = run(&mut program).await?;
-    let said = world.until_ready(false).await?;
-    ensure!(said.contains("nobody sends"), "{said}");
+    world.until_unready("nobody sends").await?;
     until_troubled(&world, "Permissions Violation for Publish to \\\"walhook.walhook.lead").await?;
-    let said = world.until_ready(false).await?;
-    ensure!(said.contains("walhook.walhook.lead, walhook.walhook.w.>"), "{said}");
+    world.until_unready("walhook.walhook.lead, walhook.walhook.w.>").await?;
     Ok(())
 }
 
@@ -227,7 +211,7 @@ async fn worker_that_may_not_say_that_it_is_there_is_not_ready_and_names_the_per
     let (_world, _leader) = led(&of_leader, "fallback").await?;
     let mut program = worker_of(&of_worker)?;
     let worker = run(&mut program).await?;
-    let said = until_unready(&program, "grants no lease").await?;
+    let said = program.until_unready("grants no lease").await?;
     ensure!(
         said.contains("Permissions Violation for Publish to \"walhook.walhook.hello"),
         "{said}"

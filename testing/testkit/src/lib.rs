@@ -9,6 +9,7 @@ pub mod change;
 pub mod clock;
 pub mod cluster;
 pub mod extent;
+pub mod memory;
 pub mod nats;
 pub mod oracle;
 pub mod pipeline;

@@ -12,10 +12,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::address::free_address;
 use crate::admin::{answers, get, without_pipeline};
+use crate::memory::memory_bytes;
 use crate::scratch::Scratch;
 
-/// Far beyond what anything here takes: a wait that reaches it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Far beyond what anything here takes, also where much else runs: a wait that reaches it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Between two looks at a log, or at whether it leads.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -315,16 +316,29 @@ impl Program {
         }
     }
 
+    /// Waits until `/readyz` is not 200 and says this, and returns all that it says. Before, it may not be 200 for another
+    /// reason: a leader's is not until its first checkpoint is written.
+    ///
+    /// # Errors
+    /// When it does not become so.
+    pub async fn until_unready(&self, says: &str) -> Result<String> {
+        self.until_said(|status, said| status != 200 && said.contains(says)).await
+    }
+
     /// Waits until `/readyz` is 200, or is not, and returns what it says.
     ///
     /// # Errors
     /// When it does not become so.
     pub async fn until_ready(&self, wanted: bool) -> Result<String> {
+        self.until_said(|status, _| (status == 200) == wanted).await
+    }
+
+    async fn until_said(&self, wanted: impl Fn(u16, &str) -> bool) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let said = get(self.admin, "/readyz").await;
             if let Ok((status, body)) = &said
-                && (*status == 200) == wanted
+                && wanted(*status, body)
             {
                 return Ok(body.clone());
             }
@@ -482,16 +496,4 @@ impl Running {
     pub fn resident_peak_bytes(&self) -> Result<u64> {
         memory_bytes(self.pid()?, "VmHWM:")
     }
-}
-
-/// A line of a process's status, such as `VmRSS:`, in bytes.
-///
-/// # Errors
-/// When there is no such process or line.
-pub fn memory_bytes(pid: u32, name: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    let kib: u64 = kib.with_context(|| format!("no {name} in the process's status"))?.parse()?;
-    Ok(kib << 10)
 }

@@ -34,8 +34,7 @@ fn seen(world: &World) -> Result<f64> {
     for request in world.mock.received().iter().filter(|request| request.is_taken()) {
         let json = request.json();
         let at: jiff::Timestamp = json["timestamp"].as_str().context("no timestamp")?.parse()?;
-        let answered_us = request.at_unix_us + i64::try_from(DELAY.as_micros())?;
-        seen_us += answered_us - at.as_microsecond();
+        seen_us += request.answered_at_unix_us - at.as_microsecond();
     }
     Ok(Duration::from_micros(u64::try_from(seen_us)?).as_secs_f64())
 }

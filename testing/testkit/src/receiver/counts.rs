@@ -38,6 +38,8 @@ pub struct Received {
     pub at_unix_us: i64,
     /// The status that it was answered with.
     pub answered: u16,
+    /// When, in microseconds since 1970: right before the answer was written.
+    pub answered_at_unix_us: i64,
 }
 
 impl Received {
@@ -57,6 +59,7 @@ impl Received {
             body,
             at_unix_us: unix_us(),
             answered: 0,
+            answered_at_unix_us: 0,
         }
     }
 

@@ -332,6 +332,7 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     };
     let (status, retry_after) = answer;
     received.answered = status.as_u16();
+    received.answered_at_unix_us = unix_us();
     let told = shared.settings.on_request.as_ref().map_or(Ok(()), |hook| hook(&received));
     if let Err(problem) = told {
         return (StatusCode::BAD_REQUEST, format!("{problem:#}\n")).into_response();

@@ -9,10 +9,10 @@ use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
 use walhook_process::clock::unix_us;
 use walhook_process::failpoint::Failpoint;
 
-use crate::kills::endpoints;
+use crate::kills::{endpoints, until_heard_out};
+use crate::support::World;
 use crate::support::audit::{Demand, End, Endpoint, audit};
 use crate::support::traffic::{self, Traffic};
-use crate::support::{PATIENCE, World};
 
 /// Few attempts soon after one another.
 const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"1s\"\n";
@@ -32,8 +32,7 @@ async fn crash(world: &mut World, at: Failpoint, passage: u32) -> Result<End> {
     let running = world.spawn_with(&[("WALHOOK_FAILPOINT", &armed)])?;
     let (status, log) = running.ended_with_log().await.with_context(|| armed.clone())?;
     ensure!(status.signal() == Some(SIGABRT), "{armed}: {status}\n{log}");
-    let noticed = |stats: &walhook_testkit::receiver::Stats| stats.in_flight == 0;
-    world.mock.wait_until("no request in flight", PATIENCE, noticed).await?;
+    until_heard_out(world).await?;
     Ok(End { received: world.mock.stats().received, at_unix_us: unix_us() })
 }
 

@@ -20,8 +20,8 @@ const TAKEOVERS: usize = 3;
 const REST: Duration = Duration::from_millis(5);
 
 /// A second on a machine of its own. The tests beside this one take most of it, so this only tells a
-/// standby from one that waits for a time-out.
-const SOON: Duration = Duration::from_secs(4);
+/// standby from one that waits for a time-out, of which the shortest has 10 s.
+const SOON: Duration = Duration::from_secs(8);
 
 async fn spawn(world: &mut World) -> Result<(SocketAddr, Running)> {
     let admin = walhook_testkit::address::free_address()?;
@@ -75,7 +75,7 @@ async fn case_25_standby_delivers_soon_after_the_slot_of_a_killed_leader_is_free
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_that_is_asked_to_end_serves_others_while_an_endpoint_hangs() -> Result<()> {
     let mut world = World::new().await?;
-    world.hook(1, 1, "?delay=6s").await?;
+    world.hook(1, 1, "?delay=12s").await?;
     world.hook(2, 2, "").await?;
     let mut leader = world.run().await?;
     world.subscribe(1, 1).await?;

@@ -320,7 +320,7 @@ impl Nemesis {
 impl Instance {
     /// What it has counted so far. A frozen one says nothing, and is as it was.
     async fn ask(&mut self) {
-        let asked = timeout(Duration::from_millis(500), get(self.admin, "/metrics")).await;
+        let asked = timeout(Duration::from_secs(2), get(self.admin, "/metrics")).await;
         if let Ok(Ok((_, metrics))) = asked {
             self.told = Told::by(&metrics);
         }

@@ -235,7 +235,7 @@ async fn deferred_discard_lets_go_what_stood_behind_in_its_order() -> Result<()>
 #[tokio::test]
 async fn retry_to_an_endpoint_that_hangs_holds_up_only_another_of_the_same_dead_letters()
 -> Result<()> {
-    let sections = "[delivery]\nquick_attempts = 1\nretry_for = \"0s\"\ntimeout = \"15s\"\n";
+    let sections = "[delivery]\nquick_attempts = 1\nretry_for = \"0s\"\ntimeout = \"30s\"\n";
     let mut world = World::with(sections, RULES, &[]).await?;
     world.hook(1, 1, "").await?;
     world.hook(2, 2, "").await?;

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::support::{SECRET, World};
+use crate::turns::{counted, until_counted};
 
 /// Says this first to each request, and then that for as long as the client reads.
 struct Flood {
@@ -65,11 +66,9 @@ async fn case_40_receivers_that_send_without_end_delay_no_other_account_and_hold
     }
     // All of the victim's, while the floods are tried again and again.
     world.delivered(100).await?;
-    let metrics = world.metrics().await?;
-    let series = "walhook_attempts_total{outcome=\"protocol\"} ";
-    let failed = metrics.lines().find_map(|line| line.strip_prefix(series));
-    let failed: u64 = failed.context("no such series")?.parse()?;
-    ensure!(failed > 0, "{metrics}");
+    let series = "walhook_attempts_total{outcome=\"protocol\"}";
+    until_counted(&world, series, 1).await?;
+    let failed = counted(&world, series).await?;
     // Everything else ends too: it waits in the state tables.
     world.settled().await?;
     let grown = running.resident_peak_bytes()?.saturating_sub(before);

@@ -70,7 +70,7 @@ async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_n
     // The replayed requests take long enough to be interrupted.
     world
         .sql
-        .batch_execute("UPDATE webhooks SET url = url || '?delay=20ms' WHERE id = 1")
+        .batch_execute("UPDATE webhooks SET url = url || '?delay=300ms' WHERE id = 1")
         .await
         .unwrap();
     let asked = ["replay", "start", "--from", &from, "--account", "1", "--wait", "0s", "--json"];
@@ -107,7 +107,7 @@ async fn replay_sends_each_delivery_once_where_its_session_is_lost() {
     let (world, running, from) = delivered(200).await.unwrap();
     world
         .sql
-        .batch_execute("UPDATE webhooks SET url = url || '?delay=100ms' WHERE id = 1")
+        .batch_execute("UPDATE webhooks SET url = url || '?delay=300ms' WHERE id = 1")
         .await
         .unwrap();
     let asked = ["replay", "start", "--from", &from, "--account", "1", "--wait", "0s", "--json"];

@@ -131,6 +131,8 @@ async fn is_told(world: &World, running: &Running, reason: &str) -> Result<()> {
     let series = format!("walhook_stream_fallbacks_total{{reason=\"{reason}\"}}");
     world.until_metric(&series, "1").await?;
     running.until_logged("large transactions are received when they have committed").await?;
+    // It is shown a moment after it was logged.
+    world.until("SELECT count(*) FROM walhook.troubles WHERE part = 'streaming'", "1").await?;
     let status = world.walhook_json(&["status"]).await?;
     let troubles = status["troubles"].as_array().context("troubles")?;
     let told = troubles.iter().find(|trouble| trouble["part"] == "streaming");

@@ -29,11 +29,11 @@ async fn idle_timeout_takes_no_slot_of_a_leader_and_that_of_a_stopped_one_is_nam
     if version < 180_000 {
         return Ok(());
     }
-    world.sql.batch_execute("ALTER SYSTEM SET idle_replication_slot_timeout = '2s'").await?;
+    world.sql.batch_execute("ALTER SYSTEM SET idle_replication_slot_timeout = '5s'").await?;
     world.sql.batch_execute("SELECT pg_reload_conf()").await?;
-    world.until("SHOW idle_replication_slot_timeout", "2s").await?;
+    world.until("SHOW idle_replication_slot_timeout", "5s").await?;
     let check = text(&world.walhook(&["check"]).await?.stdout);
-    ensure!(check.contains("warn  idle_replication_slot_timeout: 2s"), "{check}");
+    ensure!(check.contains("warn  idle_replication_slot_timeout: 5s"), "{check}");
     world.hook(1, 1, "").await?;
     let running = world.run().await?;
     world.until("SELECT count(*) FROM pg_replication_slots", "2").await?;
@@ -41,7 +41,7 @@ async fn idle_timeout_takes_no_slot_of_a_leader_and_that_of_a_stopped_one_is_nam
     let locker = world.connect().await?;
     locker.batch_execute("BEGIN; LOCK TABLE walhook.checkpoint").await?;
     let idle = Instant::now();
-    while idle.elapsed() < Duration::from_secs(7) {
+    while idle.elapsed() < Duration::from_secs(15) {
         world.sql.batch_execute("CHECKPOINT").await?;
         sleep(Duration::from_millis(500)).await;
     }
@@ -60,7 +60,7 @@ async fn idle_timeout_takes_no_slot_of_a_leader_and_that_of_a_stopped_one_is_nam
     ensure!(recover.status.success(), "{}", text(&recover.stderr));
     let gaps = text(&world.walhook(&["gaps", "list"]).await?.stdout);
     for said in [log, text(&status.stdout), text(&check.stdout), text(&replay.stderr), gaps] {
-        let named = "idle_replication_slot_timeout = 2s";
+        let named = "idle_replication_slot_timeout = 5s";
         ensure!(said.contains(named) && said.contains("to 0, or to longer"), "{said}");
     }
     let running = world.run().await?;

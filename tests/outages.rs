@@ -14,7 +14,7 @@ use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::StopMode;
 
 use crate::disk::SmallDisk;
-use crate::support::{RULES, Running, SCHEMA, World, docs, get, text};
+use crate::support::{PATIENCE, RULES, Running, SCHEMA, World, docs, get, text};
 
 /// How soon each failure is told.
 const SOON: Duration = Duration::from_secs(15);
@@ -53,7 +53,7 @@ async fn world(state: bool) -> Result<World> {
 
 /// Runs a statement, as soon as no other session is in its way.
 async fn once_free(world: &World, sql: &str) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + PATIENCE;
     while let Err(error) = world.sql.batch_execute(sql).await {
         ensure!(Instant::now() < deadline, "{sql}: {error:?}");
         sleep(Duration::from_millis(50)).await;
@@ -122,6 +122,7 @@ impl Tried {
         };
         ensure!(line.contains("; fix: "), "{what}: {line}");
         ensure!(failing(world, part).await?, "{what}: the metric does not tell of {part}");
+        let deadline = Instant::now() + PATIENCE;
         let told = loop {
             let output = world.walhook(&["status"]).await?;
             let told = text(&output.stdout);

@@ -25,6 +25,12 @@ const REST: Duration = Duration::from_millis(20);
 /// Of what a fault befalls: far above what it is (0.7 s), and far below the lease and a second that it was.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// No silence is longer, but for what the machine itself stands still for: `usual`, while all was well.
+fn ensure_short(silence: Duration, usual: Duration) -> Result<()> {
+    ensure!(silence < SILENCE + 2 * usual, "nothing was sent for {silence:?}, usually {usual:?}");
+    Ok(())
+}
+
 /// Traffic, a leader, and two workers by a bus that the test has.
 struct Fleet {
     world: World,
@@ -80,8 +86,10 @@ async fn each_of_three_servers_is_killed_in_turn_and_nothing_is_lost() -> Result
     let mut servers = Nats::start_three().await?;
     let urls: Vec<String> = servers.iter().map(|nats| format!("\"{}\"", nats.url())).collect();
     let fleet = Fleet::start(&format!("[{}]", urls.join(", ")), &[]).await?;
+    let began = unix_us();
     let traffic = Traffic::start(&fleet.world, 41, REST).await?;
     fleet.until_taken(100).await?;
+    let usual = silence(&fleet.world, began);
     let mut longest = Duration::ZERO;
     for server in &mut servers {
         let from = unix_us();
@@ -97,7 +105,7 @@ async fn each_of_three_servers_is_killed_in_turn_and_nothing_is_lost() -> Result
         "three servers: silence {longest:?}, {} repeated of {}",
         found.repeated_within, found.delivered
     );
-    ensure!(longest < SILENCE, "nothing was sent for {longest:?}");
+    ensure_short(longest, usual)?;
     Ok(())
 }
 
@@ -105,8 +113,10 @@ async fn each_of_three_servers_is_killed_in_turn_and_nothing_is_lost() -> Result
 async fn all_workers_are_killed_at_once_and_the_leader_sends_itself() -> Result<()> {
     let nats = Nats::start("").await?;
     let mut fleet = Fleet::start(&format!("\"{}\"", nats.url()), &[]).await?;
+    let began = unix_us();
     let traffic = Traffic::start(&fleet.world, 42, REST).await?;
     fleet.until_taken(100).await?;
+    let usual = silence(&fleet.world, began);
     let (from, in_flight) = (unix_us(), fleet.world.mock.stats().in_flight);
     for (_, worker) in &mut fleet.workers {
         worker.kill_and_wait().await?;
@@ -117,7 +127,7 @@ async fn all_workers_are_killed_at_once_and_the_leader_sends_itself() -> Result<
     let silence = silence(&fleet.world, from);
     let found = fleet.audit(traffic, &[]).await?;
     println!("all workers: in flight {in_flight}, silence {silence:?}, {found:?}");
-    ensure!(silence < SILENCE, "nothing was sent for {silence:?}");
+    ensure_short(silence, usual)?;
     // What was on its way back counts as in flight too.
     ensure!(found.repeated_within <= in_flight + 128, "{found:?}");
     Ok(())

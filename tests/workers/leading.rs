@@ -15,6 +15,7 @@ use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
 use crate::support::log_audit::{audit_log, left_out};
 use crate::support::traffic::{self, Traffic};
 use crate::support::{PATIENCE, RULES, SECRET, World};
+use crate::turns::until_counted;
 
 /// The pause between two transactions of a writer's session is at most this.
 const REST: Duration = Duration::from_millis(20);
@@ -59,8 +60,9 @@ impl Fleet {
         serving.with_context(|| self.leader.log_tail())
     }
 
-    async fn until_lost(&self, workers: usize) -> Result<()> {
-        self.world.until_metric("walhook_workers_lost_total", &workers.to_string()).await
+    async fn until_lost(&self, workers: u64) -> Result<()> {
+        // A busy machine may lose one more, for a moment.
+        until_counted(&self.world, "walhook_workers_lost_total", workers).await
     }
 
     /// Waits until so many more requests have been taken.
@@ -253,10 +255,14 @@ const SLOW: i64 = 300;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_killed_with_a_thousand_in_flight_at_workers_repeats_none_of_them() -> Result<()> {
     let nats = Nats::start("max_payload: 2MB").await?;
-    let sections = format!("[workers]\nurl = \"{}\"\nlocal = \"never\"\n", nats.url());
+    // They are in flight together although a busy machine takes long to send them.
+    let sections = format!(
+        "[workers]\nurl = \"{}\"\nlocal = \"never\"\n[delivery]\ntimeout = \"60s\"\n",
+        nats.url()
+    );
     let mut world = World::with(&sections, RULES, &[]).await?;
     for id in 1..=SLOW {
-        world.hook(id, id, "?delay=6s").await?;
+        world.hook(id, id, "?delay=12s").await?;
     }
     let mut leader = lead(&mut world).await?;
     let mut workers = Vec::new();

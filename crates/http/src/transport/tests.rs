@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::error::DETAIL_MAX;
@@ -40,8 +40,11 @@ const MEMORY: usize = 256 << 20;
 /// What no exchange of a test needs even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// For the exchanges that are to time out.
+/// For what is to time out.
 const SHORT: Duration = Duration::from_millis(500);
+
+/// For exchanges of which some are to time out, and others have an answer although the machine is busy.
+const HASTE: Duration = Duration::from_millis(1_500);
 
 /// What must never stand in a detail; every URL, secret and header of these tests holds it.
 const HUSH: &str = "hush";
@@ -134,6 +137,21 @@ impl Server {
     }
 }
 
+/// An address where nobody listens, and nobody else comes to listen.
+struct Nobody(TcpSocket);
+
+impl Nobody {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        Self(socket)
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+}
+
 async fn play(
     mut stream: TcpStream,
     connection: usize,
@@ -212,7 +230,7 @@ fn transport_with(bounds: Bounds) -> Transport {
 }
 
 fn hasty() -> Transport {
-    Transport::new(&Requests { timeout: SHORT, ..requests() }, &egress(), MEMORY).unwrap()
+    Transport::new(&Requests { timeout: HASTE, ..requests() }, &egress(), MEMORY).unwrap()
 }
 
 pub(super) fn endpoint(url: &str) -> Endpoint {

@@ -91,11 +91,9 @@ async fn request_that_may_not_begin_when_its_connection_is_there_is_not_sent() {
 #[tokio::test]
 async fn carrying_tells_what_was_begun_from_what_was_not() {
     let leader = transport();
-    // Nobody listens there.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = format!("http://{}/", listener.local_addr().unwrap());
-    drop(listener);
-    let prepared = leader.prepare(&attempt(endpoint(&nobody))).await.unwrap();
+    let nobody = Nobody::new();
+    let url = format!("http://{}/", nobody.addr());
+    let prepared = leader.prepare(&attempt(endpoint(&url))).await.unwrap();
     let Carried { exchange, begun } = worker().carry(&prepared, || true).await;
     assert_eq!((exchange.result.unwrap_err().kind, begun), (FailureKind::Connect, false));
 

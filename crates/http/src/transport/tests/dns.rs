@@ -105,7 +105,7 @@ async fn address_that_is_silent_does_not_keep_the_next_one_from_being_tried() {
     let server = Server::start([Read, ok()]).await;
     let port = server.addr.port();
     // Nobody accepts at the first address: when the backlog is full, the kernel answers no more.
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, 3], port))).unwrap();
     let silent = socket.listen(1).unwrap();
     let mut filling = Vec::new();

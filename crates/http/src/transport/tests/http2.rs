@@ -106,7 +106,7 @@ impl RawServer {
 
     /// As [`RawServer::transport`], of which the requests are to time out.
     pub(super) fn hasty(&self) -> Transport {
-        self.transport_with(&Requests { timeout: SHORT, ..requests() }, MEMORY)
+        self.transport_with(&Requests { timeout: HASTE, ..requests() }, MEMORY)
     }
 
     fn transport_with(&self, requests: &Requests, memory_limit: usize) -> Transport {

@@ -20,6 +20,14 @@ struct Nginx {
     _dir: TempDir,
 }
 
+/// A port that nobody listens on, and that the system gives to nobody who asks it for one before nginx is there: below
+/// those.
+fn free_port() -> u16 {
+    let first = 5_000 + u16::try_from(std::process::id() % 4_000).unwrap();
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (first..10_000).find(is_free).unwrap()
+}
+
 impl Nginx {
     /// One process of our own, in a directory and at a port of its own.
     async fn start(settings: &str) -> Self {
@@ -31,10 +39,7 @@ impl Nginx {
         let certificate = params("localhost").signed_by(&key, &authority).unwrap();
         std::fs::write(dir.path().join("cert.pem"), certificate.pem()).unwrap();
         std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let at = dir.path().display();
+        let (at, port) = (dir.path().display(), free_port());
         let conf = format!(
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;
             events {{ worker_connections 512; }}

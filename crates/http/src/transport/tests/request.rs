@@ -110,7 +110,9 @@ async fn large_event_arrives_whole_and_signed() {
 #[tokio::test]
 async fn time_to_be_signed_is_no_time_of_the_endpoints() {
     let server = Server::start([Read, ok()]).await;
-    let (attempt, transport) = (large(&server), hasty());
+    let requests = Requests { timeout: SHORT, ..requests() };
+    let (attempt, transport) =
+        (large(&server), Transport::new(&requests, &egress(), MEMORY).unwrap());
     let others = ["a", "b"].map(AccountId::new);
     let mut turns = Vec::new();
     for other in &others {

@@ -11,7 +11,8 @@
 //!
 //! # Invariants
 //!
-//! - One queue for each pair of account and endpoint.
+//! - One place for each account, and one queue for each pair of account and endpoint. So whoever has something of a
+//!   queue (a page that was asked for, a row) finds it by its name ([`Queues::named`]).
 //! - A handle that is kept while something of its queue is there is good: [`Queues::at`] asserts that. One that
 //!   is kept beyond (a timer, a place in a line) may be stale, and then finds nothing, never another queue: its
 //!   generation differs.
@@ -249,7 +250,8 @@ impl Queues {
         queue
     }
 
-    /// As [`Queues::intern`], by whoever may know the account's number already. Returns which it has then.
+    /// As [`Queues::intern`], for an account whose number may be known, from this input. That it had none says nothing:
+    /// it may have one by now. Returns which it has.
     pub(super) fn intern_in(
         &mut self,
         known: Option<AccountNo>,
@@ -297,8 +299,8 @@ impl Queues {
         if let Some(vacant) = self.accounts.get_mut(place(no.0)) {
             *vacant = Some(entry);
         }
-        let other = self.by_account.insert(account.clone(), no);
-        assert!(other.is_none(), "an account has one number");
+        let before = self.by_account.insert(account.clone(), no);
+        assert!(before.is_none(), "an account has two places");
         no
     }
 

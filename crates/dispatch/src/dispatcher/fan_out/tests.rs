@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use super::super::{Dispatch, OperatorInput, Settings};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::super::{Dispatch, Effect, Input, OperatorInput, Settings, Start};
 use super::*;
 use crate::fixture;
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::Persisted;
+use walhook_core::persist::{Joined, Persisted};
 
 const ENDPOINTS: usize = 1_000;
 const SLICE: usize = 10;
@@ -224,4 +227,54 @@ fn event_whose_endpoints_cannot_be_read_any_more_amid_its_slices_is_counted_once
     }
     assert_eq!(dispatcher.gauges().queued_bytes, 0);
     assert_eq!(dispatcher.frontier(), Lsn(2_050));
+}
+
+/// Carries out all that is asked for, where accounts have two endpoints; returns what is sent.
+fn carry_out(dispatcher: &mut Dispatcher, now: Tick) -> Vec<Dispatch> {
+    let mut sent = Vec::new();
+    while let Some(effect) = dispatcher.poll(now) {
+        match effect {
+            Effect::Send(dispatch) => sent.push(dispatch),
+            Effect::LookUp(ask) => {
+                let routes = |account: &AccountId| fixture::routes(account, ["a", "b"]);
+                let answer = ask.answered(fixture::snapshot(), routes);
+                dispatcher.handle(now, Input::Routes(Box::new(answer)));
+                sent.extend(carry_out(dispatcher, now));
+            }
+            Effect::Store(_) => dispatcher.handle(now, Input::Stored(Box::default())),
+            Effect::Abort(_)
+            | Effect::ReadDeferred(_)
+            | Effect::ReadUnrouted(_)
+            | Effect::Flush(_)
+            | Effect::Settled(_)
+            | Effect::Report(_)
+            | Effect::StateFull { .. } => {}
+        }
+    }
+    sent
+}
+
+#[test]
+fn account_whose_first_event_one_endpoint_joined_too_late_for_keeps_its_order_at_the_other() {
+    // An earlier leader has told of an endpoint that the first event is too old for, and that stands before the other.
+    let joined = vec![Joined { endpoint: EndpointId::new("a"), at: Lsn(2_020) }];
+    let start = Start { frontier: Lsn(1_000), joined, ..Start::default() };
+    let mut dispatcher = Dispatcher::new(fixture::settings(), start, SmallRng::seed_from_u64(1));
+    let mut now = NOW;
+    commit(&mut dispatcher, "large", 2_000, now);
+    let [first] = &carry_out(&mut dispatcher, now)[..] else { panic!("b gets it alone") };
+    assert_eq!(first.attempt.endpoint.id.as_str(), "b");
+    let accounts: Vec<_> = dispatcher.queues.accounts().map(|account| account.id).collect();
+    assert_eq!(accounts, [&AccountId::new("large")], "one place for each account");
+    // It takes so long that it gets a row, which the checkpoint passes: nothing of the one that joined is left.
+    for _ in 0..100 {
+        now = now + Duration::from_secs(1);
+        dispatcher.handle(now, Input::Items(vec![Item::Progress { wal_end: Lsn(2_500) }]));
+        assert!(carry_out(&mut dispatcher, now).is_empty());
+    }
+    assert_eq!(dispatcher.frontier(), Lsn(2_500));
+    commit(&mut dispatcher, "large", 3_000, now);
+    let sent = carry_out(&mut dispatcher, now);
+    let to: Vec<&str> = sent.iter().map(|d| d.attempt.endpoint.id.as_str()).collect();
+    assert_eq!(to, ["a"], "the other waits for the event of the same row that is in flight");
 }

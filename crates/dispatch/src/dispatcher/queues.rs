@@ -42,7 +42,7 @@ pub(super) use lanes::Lane;
 pub(super) use standing::OfAccount;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
-use walhook_core::heap::map_entry;
+use walhook_core::heap::{block, map_entry};
 use walhook_core::persist::QueueId;
 use walhook_core::tick::Tick;
 use walhook_core::waits::Cause;
@@ -72,9 +72,10 @@ const LOOKED_THROUGH: usize = 8;
 const SLOT_BYTES: usize = (size_of::<Slot>() + 2 * size_of::<QueueNo>()) * 4 / 3
     + map_entry(size_of::<(EndpointId, SmallVec<[QueueNo; 1]>)>());
 
-/// What an account takes: its place, its name, and its lane for the scheduler.
-const ACCOUNT_BYTES: usize =
-    (size_of::<Option<Account>>() + 100) * 4 / 3 + map_entry(size_of::<(AccountId, AccountNo)>());
+/// What an account takes: its place, its name, its lane, and the same for the scheduler.
+const ACCOUNT_BYTES: usize = (size_of::<Option<Account>>() + 100) * 4 / 3
+    + block(size_of::<Lane>())
+    + map_entry(size_of::<(AccountId, AccountNo)>());
 
 /// What of one account goes to one endpoint.
 #[derive(Debug)]
@@ -138,7 +139,8 @@ impl EndpointQueue {
 struct Account {
     id: AccountId,
     queues: SmallVec<[QueueNo; 2]>,
-    lane: Option<Lane>,
+    /// Boxed, for the list of accounts moves as it grows.
+    lane: Option<Box<Lane>>,
     /// What its deliveries in memory take, each event once.
     bytes: usize,
 }
@@ -411,7 +413,7 @@ impl Queues {
     /// This moment, for the queue.
     pub(super) fn moment(&self, no: QueueNo, now: Tick) -> Moment {
         let gate = self.gate_reading(now);
-        let lane = account_at(&self.accounts, self.at(no).account).lane.as_ref();
+        let lane = account_at(&self.accounts, self.at(no).account).lane.as_deref();
         Moment { now, below: lane.map_or(gate, |lane| lane.reading(&gate)) }
     }
 

@@ -151,13 +151,13 @@ impl Queues {
 
     /// The lane of the account with this number.
     pub(in super::super) fn lane_in(&self, account: AccountNo) -> Option<&Lane> {
-        account_at(&self.accounts, account).lane.as_ref()
+        account_at(&self.accounts, account).lane.as_deref()
     }
 
     /// The queue's lane, where its account has one.
     pub(in super::super) fn lane_id(&self, no: QueueNo) -> Option<LaneId> {
         let account = account_at(&self.accounts, self.at(no).account);
-        account.lane.as_ref().map(|lane| lane.id)
+        account.lane.as_deref().map(|lane| lane.id)
     }
 
     /// The lane's number, by its account.
@@ -177,7 +177,7 @@ impl Queues {
         }
         let account = account_mut(&mut self.accounts, account);
         assert!(account.lane.is_none(), "an account has two lanes");
-        account.lane = Some(Lane::new(lane, routes));
+        account.lane = Some(Box::new(Lane::new(lane, routes)));
     }
 
     /// The lane with this number, and its account.
@@ -210,7 +210,7 @@ impl Queues {
 
     /// All lanes.
     pub(in super::super) fn lanes(&self) -> impl Iterator<Item = &Lane> {
-        self.accounts.iter().flatten().filter_map(|account| account.lane.as_ref())
+        self.accounts.iter().flatten().filter_map(|account| account.lane.as_deref())
     }
 
     /// Whether the lane waits for its account's routes: nothing is sent meanwhile.
@@ -321,7 +321,7 @@ impl Queues {
         let pending = self.in_use(no);
         if !pending.is_in_ring(pool) && pending.is_sendable(now) {
             pending.join_ring(pool);
-            let lane = account_mut(&mut self.accounts, account).lane.as_mut();
+            let lane = account_mut(&mut self.accounts, account).lane.as_deref_mut();
             let Some(lane) = lane else { panic!("a queue in memory has no lane") };
             lane.ring_mut(pool).push_back(no);
         }

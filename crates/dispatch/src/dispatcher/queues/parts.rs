@@ -206,7 +206,7 @@ impl Queues {
         self.emptied.push(no);
         let account = self.at(no).account;
         let account = account_mut(&mut self.accounts, account);
-        let lane = account.lane.as_mut().filter(|lane| lane.queues > 0);
+        let lane = account.lane.as_deref_mut().filter(|lane| lane.queues > 0);
         let Some(lane) = lane else { panic!("{no:?} was in memory without a lane") };
         lane.queues -= 1;
         if lane.queues > 0 {

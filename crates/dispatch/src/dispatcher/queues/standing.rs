@@ -20,7 +20,7 @@ impl Queues {
     pub(in super::super) fn accounts(&self) -> impl Iterator<Item = OfAccount<'_>> {
         self.accounts.iter().flatten().map(|account| OfAccount {
             id: &account.id,
-            lane: account.lane.as_ref(),
+            lane: account.lane.as_deref(),
             queues: &account.queues,
         })
     }

@@ -367,6 +367,12 @@ async fn older_copy_of_the_cluster_is_recovered_from_with_a_gap() -> Result<()> 
     world.reconnect().await?;
 
     world.subscribe(3, 1).await?;
+    let check = world.walhook(&["check"]).await?;
+    let printed = String::from_utf8_lossy(&check.stdout);
+    ensure!(
+        !check.status.success() && printed.contains("lies beyond the end of the WAL"),
+        "{printed}"
+    );
     halts(&mut world, "lies beyond the end of the WAL").await?;
     let done = world.walhook_json(&["recover", "--accept-gap", "--yes"]).await?;
     ensure!(done["recovered"]["to"].is_string() && done["recovered"]["bytes"].is_null(), "{done}");

@@ -336,13 +336,17 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         report.halt("state", halt);
     }
     let stored: Lsn = row.try_get::<_, &str>(4)?.parse()?;
-    let frontier = if same.is_ok() {
+    let mut frontier = stored;
+    if same.is_ok() {
         let slot = slot::read(&source, &config.source.slot).await?;
         let state = Databases::of(config).open_state().await?;
-        prepared::checkpoint(&state, &source, &config.source.slot, slot.as_ref()).await?
-    } else {
-        stored
-    };
+        frontier =
+            prepared::checkpoint(&state, &source, &config.source.slot, slot.as_ref()).await?;
+        if let Err(halt) = halt::check_wal_end(slot::wal_end(&source).await?, frontier) {
+            report.halt("checkpoint", &halt);
+            return Ok(None);
+        }
+    }
     match row.try_get::<_, Option<&str>>(5)? {
         Some(reason) => {
             // The lines below say whether the reason still stands.

@@ -44,9 +44,7 @@ pub async fn read(
 ) -> Result<Vec<Line>> {
     let url = Secret::new(world.cluster.url("postgres"));
     let store = StateStore::open(&url, "walhook", "walhook").await?;
-    let now_us = "SELECT (date_part('epoch', clock_timestamp()) * 1e6)::bigint";
-    let now = Duration::from_micros(world.number(now_us).await?);
-    let opened = now.saturating_sub(books.now());
+    let opened = opened(world, books).await?;
     let since = |us: i64| {
         Duration::from_micros(u64::try_from(us).unwrap_or_default()).saturating_sub(opened)
     };
@@ -67,6 +65,22 @@ pub async fn read(
             return Ok(lines);
         }
     }
+}
+
+/// When the books were opened, by the server's clock. Asked some times: where the machine is busy, an answer may have
+/// been long under way, and the quickest says most.
+async fn opened(world: &World, books: &Books) -> Result<Duration> {
+    let now_us = "SELECT (date_part('epoch', clock_timestamp()) * 1e6)::bigint";
+    let (mut least, mut opened) = (Duration::MAX, Duration::ZERO);
+    for _ in 0..5 {
+        let before = books.now();
+        let now = Duration::from_micros(world.number(now_us).await?);
+        let took = books.now().saturating_sub(before);
+        if took < least {
+            (least, opened) = (took, now.saturating_sub(before + took / 2));
+        }
+    }
+    Ok(opened)
 }
 
 /// Means of what deliveries waited for, in milliseconds, of each cause that held.

@@ -237,12 +237,11 @@ async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
 
     // A leader that stands still inside a transaction, with less patience than is usual.
     let frozen = fixture.open().await;
-    frozen
-        .connection
-        .batch_execute("SET idle_in_transaction_session_timeout = '300ms'; BEGIN")
-        .await
-        .unwrap();
-    let hold = format!("SELECT FROM {}.lease FOR SHARE", quote_ident(SCHEMA));
+    // One message: between two it might be ended already.
+    let hold = format!(
+        "SET idle_in_transaction_session_timeout = '300ms'; BEGIN; SELECT FROM {}.lease FOR SHARE",
+        quote_ident(SCHEMA)
+    );
     frozen.connection.batch_execute(&hold).await.unwrap();
     let wait = tokio::time::timeout(Duration::from_secs(20), store.take_lease("two"));
     assert_eq!(wait.await.expect("the lock is let go").unwrap().epoch, Epoch(2));

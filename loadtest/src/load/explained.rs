@@ -12,7 +12,7 @@ use crate::sample::Spread;
 use crate::waits::{Line, Means, ONE_OF};
 
 /// A line of the log and an answer that the receiver gave are of one delivery where no more lies between them.
-const APART_MAX: Duration = Duration::from_millis(50);
+pub(super) const APART_MAX: Duration = Duration::from_millis(50);
 
 /// From the commit, as the server's clock has it, to the end of the attempt, in milliseconds, of what was committed in
 /// the phase: what of the latency is walhook's.
@@ -55,7 +55,7 @@ impl Slowest {
         let found: Vec<_> = its
             .into_iter()
             .filter_map(|(took, delivery, at)| {
-                Some((took, delivery.due, nearest(lines, delivery.account, at)?))
+                Some((took, delivery.due, nearest(lines, delivery, at)?))
             })
             .collect();
         let mut slowest = Self { deliveries: found.len(), ..Self::default() };
@@ -71,10 +71,13 @@ impl Slowest {
     }
 }
 
-fn nearest(lines: &[Line], account: i64, at: Duration) -> Option<&Line> {
-    let from = lines.partition_point(|line| line.account < account);
-    let its = lines.iter().skip(from).take_while(|line| line.account == account);
-    its.min_by_key(|line| line.at.abs_diff(at)).filter(|line| line.at.abs_diff(at) <= APART_MAX)
+/// The line of the delivery that came at `at`. What was committed before it was due is another's.
+fn nearest<'a>(lines: &'a [Line], delivery: &Delivery, at: Duration) -> Option<&'a Line> {
+    let from = lines.partition_point(|line| line.account < delivery.account);
+    let its = lines.iter().skip(from).take_while(|line| line.account == delivery.account);
+    its.filter(|line| line.committed + APART_MAX >= delivery.due)
+        .min_by_key(|line| line.at.abs_diff(at))
+        .filter(|line| line.at.abs_diff(at) <= APART_MAX)
 }
 
 #[cfg(test)]

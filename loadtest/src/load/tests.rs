@@ -5,6 +5,8 @@ use std::time::Duration;
 use walhook_core::waits::Cause;
 use walhook_testkit::scratch::Scratch;
 
+use super::explained::APART_MAX;
+use super::outcome::Phase;
 use super::{Options, drive, run, scenario};
 
 #[test]
@@ -38,16 +40,21 @@ async fn a_whale_disturbs_and_all_of_it_is_counted_and_delivered_once_in_order()
         let counted = phase.felt.latency_ms.n as f64;
         assert!((wanted * 0.7..wanted * 1.3).contains(&counted), "{}: {counted}", phase.name);
         assert!(phase.felt.latency_ms.p50 > 0.0 && phase.felt.jain > 0.0);
-        // The log has all of it, and its lines are found again.
-        assert!(phase.from_commit_ms.n as f64 > counted * 0.9, "{:?}", phase.from_commit_ms);
         // An answer is read, and travels back from a worker, after the receiver's own end; all else is before that.
         let slowest = &phase.slowest;
         let is_before = |cause: &Cause| !matches!(cause, Cause::Attempt | Cause::Bus);
         let before = Cause::ALL.into_iter().filter(is_before);
         let before_ms: f64 = before.map(|cause| slowest.causes_ms.ms(cause)).sum();
-        assert!(slowest.deliveries > 0 && slowest.took_ms >= before_ms, "{slowest:?}");
+        // The log has each time to within a sixty-fourth, and the line may be of the delivery beside it.
+        let at_most_ms = slowest.took_ms * 1.02 + 2.0 * APART_MAX.as_secs_f64() * 1_000.0;
+        assert!(slowest.deliveries > 0 && before_ms <= at_most_ms, "{slowest:?}");
         assert!(slowest.causes_ms.ms(Cause::Attempt) > 0.0, "{slowest:?}");
     }
+    // The log has all of it, and its lines are found again: some of them in the next phase, where commits were late.
+    let in_all = |count: fn(&Phase) -> usize| outcome.phases.iter().map(count).sum::<usize>();
+    let counted = in_all(|phase| phase.felt.latency_ms.n);
+    let found = in_all(|phase| phase.from_commit_ms.n);
+    assert!(found as f64 > counted as f64 * 0.9, "{found} of {counted}");
     assert!(outcome.audit.delivered >= 1_000, "{:?}", outcome.audit);
     assert_eq!((outcome.audit.in_tables, outcome.audit.duplicates), (0, 0));
     assert_eq!(outcome.goals.len(), 2);

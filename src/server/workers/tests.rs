@@ -23,7 +23,8 @@ use walhook_fleet::frame::{
 use walhook_testkit::nats::Nats;
 use walhook_testkit::program::PATIENCE;
 
-const LEASE: Duration = Duration::from_secs(1);
+/// Longer than what a test does under one lease takes on a busy machine, and waited for once.
+const LEASE: Duration = Duration::from_secs(5);
 
 /// An endpoint that answers each request with 200 once it may.
 struct Endpoint {

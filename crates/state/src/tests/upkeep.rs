@@ -1,5 +1,6 @@
 //! What the tables take, and what is kept no longer.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, is_long, row_id};
@@ -111,16 +112,15 @@ async fn tables_stay_bounded_over_rounds_of_filling_and_draining() {
             store.persist(&PersistBatch { resolved, ..batch(0x100) }).await.unwrap();
         }
         let vacuumed = async {
-            let mut vacuumed = Vec::new();
+            let mut vacuumed = BTreeSet::new();
             while vacuumed.len() < 2 {
                 for table in store.worth_a_vacuum(false).await.unwrap() {
                     store.vacuum(&table).await.unwrap();
-                    vacuumed.push(table);
+                    vacuumed.insert(table);
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            vacuumed.sort_unstable();
-            vacuumed
+            vacuumed.into_iter().collect::<Vec<_>>()
         };
         let vacuumed = tokio::time::timeout(Duration::from_secs(60), vacuumed).await.unwrap();
         assert_eq!(vacuumed, ["bodies", "deferred"]);

@@ -1,6 +1,7 @@
 //! The receiver over real sockets.
 
 use super::*;
+use crate::program::PATIENCE;
 use crate::sign::{sign, with_one_of};
 
 async fn receiver(settings: Settings) -> Receiver {
@@ -113,13 +114,12 @@ async fn receiver_changes_its_behaviour_while_it_runs() {
     assert_eq!(post(&receiver, "/a?status=500", "1", "s").await.status(), 200);
     receiver.set_default(Behaviour::hang());
     let hanging = post(&receiver, "/b", "1", "s");
-    let seen =
-        receiver.wait_until("one hangs", Duration::from_secs(5), |stats| stats.in_flight == 1);
+    let seen = receiver.wait_until("one hangs", PATIENCE, |stats| stats.in_flight == 1);
     tokio::select! {
         _ = hanging => panic!("answered"),
         seen = seen => seen.unwrap(),
     }
-    receiver.wait_until("it left", Duration::from_secs(5), |s| s.in_flight == 0).await.unwrap();
+    receiver.wait_until("it left", PATIENCE, |s| s.in_flight == 0).await.unwrap();
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn receiver_refuses_connections_and_listens_again_at_the_same_port() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(5), refused).await.unwrap();
+    timeout(PATIENCE, refused).await.unwrap();
     receiver.listen().unwrap();
     assert_eq!(post(&receiver, "/a", "2", "s").await.status(), 200);
     assert_eq!(receiver.stats().distinct, 2);

@@ -1,5 +1,7 @@
 //! A receiver that sends more than its answers, over HTTP/1, at a host that several accounts share.
 
+use std::collections::BTreeSet;
+
 use super::super::users::REST;
 use super::*;
 
@@ -10,11 +12,35 @@ const NO: &str = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
 /// What may come behind an answer: one that others could take for theirs, or none.
 const SURPLUS: [&str; 3] = [GONE, "xx", OK];
 
-/// A host of two kinds of accounts: `/spoils` gets a 200, and so long after it the surplus; all others get a 500.
+/// A host of two kinds of accounts: `spoils` gets a 200, and so long after it the surplus; all others get a 500.
 struct Talkative {
     addr: SocketAddr,
-    connections: Arc<Mutex<Vec<usize>>>,
+    seen: Arc<Seen>,
     _tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// The connection of each request.
+    connections: Mutex<Vec<usize>>,
+    /// The accounts, other than `spoils`, whose requests were answered.
+    answered: Mutex<Vec<String>>,
+    /// The accounts whose answers are held back, and "surplus".
+    held: Mutex<BTreeSet<&'static str>>,
+}
+
+impl Seen {
+    async fn until(&self, so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !so(self) {
+            assert!(Instant::now() < deadline, "it does not come to that");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn until_let_go(&self, what: &str) {
+        self.until(|seen| !seen.held.lock().unwrap().contains(what)).await;
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -30,23 +56,26 @@ impl Talkative {
     async fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (connections, mut tasks) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
-        let log = Arc::clone(&connections);
+        let (seen, mut tasks) = (Arc::new(Seen::default()), JoinSet::new());
+        let all = Arc::clone(&seen);
         tasks.spawn(async move {
             let mut serving = JoinSet::new();
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
-                let log = Arc::clone(&log);
+                let seen = Arc::clone(&all);
                 serving.spawn(async move {
                     let (mut from, to) = stream.into_split();
                     let (to, mut late) = (Arc::new(tokio::sync::Mutex::new(to)), JoinSet::new());
                     while let Some((head, _)) = read_request(&mut from).await {
-                        log.lock().unwrap().push(connection);
+                        seen.connections.lock().unwrap().push(connection);
                         let Manner { surplus, after, pause } = manner;
-                        if !head.starts_with("POST /spoils ") {
+                        let account = head.split(['/', ' ']).nth(2).unwrap_or_default();
+                        if account != "spoils" {
                             tokio::time::sleep(pause).await;
+                            seen.until_let_go(account).await;
                             let _gone = to.lock().await.write_all(NO.as_bytes()).await;
+                            seen.answered.lock().unwrap().push(account.to_owned());
                             continue;
                         }
                         let Some(after) = after else {
@@ -55,22 +84,42 @@ impl Talkative {
                             continue;
                         };
                         let _gone = to.lock().await.write_all(OK.as_bytes()).await;
-                        let to = Arc::clone(&to);
+                        let (to, seen) = (Arc::clone(&to), Arc::clone(&seen));
                         late.spawn(async move {
                             tokio::time::sleep(after).await;
+                            seen.until_let_go("surplus").await;
                             let _gone = to.lock().await.write_all(surplus.as_bytes()).await;
                         });
                     }
                 });
             }
         });
-        Self { addr, connections, _tasks: tasks }
+        Self { addr, seen, _tasks: tasks }
+    }
+
+    /// From now on it answers none of these accounts, and sends no surplus where that is among them.
+    fn hold(&self, what: &[&'static str]) {
+        self.seen.held.lock().unwrap().extend(what);
+    }
+
+    fn let_go(&self, what: &str) {
+        self.seen.held.lock().unwrap().remove(what);
+    }
+
+    /// Waits until so many requests have come.
+    async fn until_received(&self, requests: usize) {
+        self.seen.until(|seen| seen.connections.lock().unwrap().len() >= requests).await;
+    }
+
+    /// Waits until it has answered a request of the account.
+    async fn until_answered(&self, account: &str) {
+        let is_it = |of: &String| of == account;
+        self.seen.until(|seen| seen.answered.lock().unwrap().iter().any(is_it)).await;
     }
 
     /// What comes of a request of the account.
     async fn sent(&self, transport: &Transport, account: &str) -> Result<u16, FailureKind> {
-        let path = if account == "spoils" { "spoils" } else { "others" };
-        let url = format!("http://{}/{path}", self.addr);
+        let url = format!("http://{}/{account}", self.addr);
         let endpoint = Endpoint { account: AccountId::new(account), ..endpoint(&url) };
         let exchange = transport.send(&attempt(endpoint)).await;
         exchange.result.map(|answer| answer.status).map_err(|failure| failure.kind)
@@ -78,11 +127,12 @@ impl Talkative {
 
     /// The connection that the last request came on.
     fn last(&self) -> Option<usize> {
-        self.connections.lock().unwrap().last().copied()
+        self.seen.connections.lock().unwrap().last().copied()
     }
 
     fn connections(&self) -> usize {
-        self.connections.lock().unwrap().iter().max().map_or(0, |last| last + 1)
+        let connections = self.seen.connections.lock().unwrap();
+        connections.iter().max().map_or(0, |last| last + 1)
     }
 }
 
@@ -157,13 +207,19 @@ async fn surplus_on_a_connection_of_one_account_parts_that_one() {
 #[tokio::test]
 async fn surplus_amid_another_accounts_request_is_no_410_and_no_failure_of_it() {
     for surplus in [GONE, "xx"] {
-        let after = Some(REST * 5);
-        let server = Talkative::start(Manner { surplus, after, pause: REST * 10 }).await;
+        let after = Some(Duration::ZERO);
+        let server = Talkative::start(Manner { surplus, after, pause: Duration::ZERO }).await;
+        server.hold(&["surplus", "a"]);
         let transport = transport();
         assert_eq!(server.sent(&transport, "spoils").await, Ok(200));
         rest(REST * 2).await;
-        assert_eq!(server.sent(&transport, "a").await, Err(FailureKind::Lost));
+        let (amid, ()) = tokio::join!(server.sent(&transport, "a"), async {
+            server.until_received(2).await;
+            server.let_go("surplus");
+        });
+        assert_eq!(amid, Err(FailureKind::Lost));
         assert_eq!(server.connections(), 1);
+        server.let_go("a");
         for _ in 0..3 {
             assert_eq!(server.sent(&transport, "a").await, Ok(500), "on a connection of its own");
         }
@@ -172,25 +228,40 @@ async fn surplus_amid_another_accounts_request_is_no_410_and_no_failure_of_it() 
 
 #[tokio::test]
 async fn surplus_amid_another_accounts_request_is_told_by_what_comes_behind_it() {
-    let after = Some(REST * 10);
-    let server = Talkative::start(Manner { surplus: OK, after, pause: REST * 40 }).await;
+    let after = Some(Duration::ZERO);
+    let server = Talkative::start(Manner { surplus: OK, after, pause: Duration::ZERO }).await;
+    server.hold(&["surplus", "a", "b", "c", "d"]);
     let transport = transport();
-    let first = tokio::join!(server.sent(&transport, "a"), server.sent(&transport, "b"));
-    assert_eq!(first, (Ok(500), Ok(500)));
+    let first = tokio::join!(server.sent(&transport, "a"), server.sent(&transport, "b"), async {
+        server.until_received(2).await;
+        ["a", "b"].map(|account| server.let_go(account))
+    });
+    assert_eq!((first.0, first.1), (Ok(500), Ok(500)));
     rest(REST * 2).await;
     assert_eq!(server.sent(&transport, "spoils").await, Ok(200));
     rest(REST * 2).await;
+    let has_taken = tokio::sync::Notify::new();
     let (takes, in_flight, sees) = tokio::join!(
-        server.sent(&transport, "c"),
+        async {
+            let takes = server.sent(&transport, "c").await;
+            has_taken.notify_one();
+            takes
+        },
         async {
             // While the other connection is in use.
-            rest(REST * 5).await;
+            server.until_received(4).await;
             server.sent(&transport, "d").await
         },
         async {
-            // The answer to the first one's request has come, and not that to the second one's.
-            rest(REST * 43).await;
-            server.sent(&transport, "e").await
+            server.until_received(5).await;
+            server.let_go("surplus");
+            has_taken.notified().await;
+            // The answer to the first one's request comes, and not that to the second one's.
+            server.let_go("c");
+            server.until_answered("c").await;
+            let sees = server.sent(&transport, "e").await;
+            server.let_go("d");
+            sees
         }
     );
     // What one account takes so late is not told from its own. But from when it is seen on, nothing of it counts.

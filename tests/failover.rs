@@ -255,12 +255,15 @@ async fn state_that_went_back_with_its_standby_loses_no_deferred_delivery() -> R
     let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{caught_up}'");
     until(&session(&standby).await?, &sql).await?;
     standby.stop(StopMode::Fast).await?;
+    let begun = world.value("SELECT pg_current_wal_insert_lsn()").await?;
     for id in 2..=11 {
         world.subscribe(id, 2).await?;
     }
     let deferred = "SELECT (SELECT count(*) FROM walhook.deferred)
                         + coalesce((SELECT sum(cardinality(event_ids)) FROM walhook.pages), 0) >= 10";
     until(&there, deferred).await.with_context(|| running.log())?;
+    // The checkpoint passes them a moment after they are stored: what the standby has is older for certain then.
+    until(&there, &format!("SELECT frontier > '{begun}' FROM walhook.checkpoint")).await?;
     let frontier = "SELECT frontier::text FROM walhook.checkpoint";
     let frontier: String = there.query_one(frontier, &[]).await?.get(0);
     let acknowledged = format!(

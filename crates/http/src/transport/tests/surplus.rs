@@ -259,6 +259,8 @@ async fn surplus_amid_another_accounts_request_is_told_by_what_comes_behind_it()
             // The answer to the first one's request comes, and not that to the second one's.
             server.let_go("c");
             server.until_answered("c").await;
+            // Another account's request looks at a connection when that has rested.
+            rest(REST * 2).await;
             let sees = server.sent(&transport, "e").await;
             server.let_go("d");
             sees

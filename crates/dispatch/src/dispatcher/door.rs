@@ -297,6 +297,7 @@ impl Dispatcher {
                     let left = self.door.left.pop_front();
                     if left.is_none() {
                         self.clear_next(now);
+                        self.leave_hosts(now);
                         self.fan_out(now);
                     }
                     (left, Turn::Attempts)

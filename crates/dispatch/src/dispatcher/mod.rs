@@ -24,7 +24,7 @@
 //! | `routing` | accounts' endpoints, events that wait for them, subscriptions that start |
 //! | `queues` | names, interned once; one entity for each endpoint queue: pending, deferred, breaker, limits |
 //! | `deferral` | queues that want a page of their rows, those that are suspended, and those that are cleared |
-//! | `sending` | slots, requests in flight, those that have become old, timers |
+//! | `sending` | slots, requests in flight, those that have become old, hosts that hang, timers |
 //! | `progress` | transactions that are not settled, what is settled ahead of the first of them |
 //! | `endpoint_states` | endpoints that are off, paused, or fail |
 //! | `outbox` | what is to be stored, and what is in the state transaction under way |
@@ -71,6 +71,7 @@ mod failing;
 mod failures;
 mod fan_out;
 mod frontier_limit;
+mod hosts;
 mod input;
 mod joining;
 mod journal;
@@ -261,7 +262,9 @@ impl Dispatcher {
         let stall = self.stall_deadline(now);
         let relief = self.memory.deadline();
         let clear = (goes_on && self.deferral.clearing.is_ready()).then_some(now);
-        let next = [sending, persist, lookup, release, replays, slice, stall, relief, clear];
+        let hosts = self.sending.hosts().deadline(self.sending.slots(Pool::Fast), now);
+        let hosts = hosts.filter(|_| goes_on);
+        let next = [sending, persist, lookup, release, replays, slice, stall, relief, clear, hosts];
         let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }

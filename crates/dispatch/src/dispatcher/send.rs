@@ -35,6 +35,7 @@ impl Dispatcher {
         self.sending.look_anew();
         self.handle_due_timers(now);
         self.sending.move_old(now);
+        self.note_old(now);
         self.sending.give_up_probes(now);
         self.release_frontier(now);
         self.release_replays(now);
@@ -196,6 +197,16 @@ impl Dispatcher {
         if !in_memory.is_sendable(now) {
             return None;
         }
+        let host = match pool {
+            Pool::Fast => self.sending.hosts().find(&endpoint.url, now),
+            Pool::Slow | Pool::Probe => None,
+        };
+        if let Some(host) = host
+            && self.sending.hosts().is_full(host, self.sending.slots(pool), now)
+        {
+            self.wait_for_host(queue, host);
+            return None;
+        }
         let pending = in_memory.first_ready()?;
         let (delivery, bytes) = (pending.id, pending.held.event.size_bytes());
         let dispatch = Dispatch {
@@ -228,6 +239,9 @@ impl Dispatcher {
             now,
         );
         in_memory.health_mut().request_started(now);
+        if let Some(host) = host {
+            self.sending.count_for(delivery, host);
+        }
         self.queues.count_in_flight(queue, 1, now);
         if pool == Pool::Probe {
             self.begin_probe(queue, delivery, endpoint, now);

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::super::map::NumberMap;
 use super::super::schedule::{Charge, LaneId, Pace, Pool, Scheduler, divided};
+use super::hosts::{HostNo, Hosts};
 use super::queues::{Lane, QueueNo};
 use super::rooms::{Need, Room, Rooms, Ticket};
 use walhook_core::attempt::DeliveryId;
@@ -44,6 +45,8 @@ struct Request {
     charge: Charge,
     /// What its event takes of a room.
     need: Option<Need>,
+    /// The host that counts it on its fast slot.
+    host: Option<HostNo>,
     started: Tick,
     /// It was given up for the room that it takes.
     leaves: bool,
@@ -79,6 +82,9 @@ pub(super) struct Sending {
     paced: Option<Tick>,
     in_flight: NumberMap<DeliveryId, Request>,
     rooms: Rooms,
+    hosts: Hosts,
+    /// The queues of those that have become old on their fast slots, and have left or are to leave these.
+    old: Vec<QueueNo>,
     /// Requests from the fast pool by their start; some have ended.
     ageing: VecDeque<(Tick, DeliveryId)>,
     /// Old ones of large events for which the slow pool had no room, by their start; some have ended.
@@ -101,6 +107,8 @@ impl Sending {
             paced: None,
             in_flight: NumberMap::default(),
             rooms: Rooms::new(memory_limit, fast_slots.saturating_add(slow_slots)),
+            hosts: Hosts::default(),
+            old: Vec::new(),
             ageing: VecDeque::new(),
             large: VecDeque::new(),
             probes: BinaryHeap::new(),
@@ -215,13 +223,37 @@ impl Sending {
             self.rooms.take(need);
         }
         let (leaves, outdated, doubtful, spared) = Default::default();
+        let (started, host) = (now, None);
         let request =
-            Request { queue, charge, need, started: now, leaves, outdated, doubtful, spared };
+            Request { queue, charge, need, host, started, leaves, outdated, doubtful, spared };
         let before = self.in_flight.insert(delivery, request);
         assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
         if pool == Pool::Fast {
             self.ageing.push_back((now, delivery));
         }
+    }
+
+    /// The hosts that hang.
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// As [`Sending::hosts`], to be changed.
+    pub(super) fn hosts_mut(&mut self) -> &mut Hosts {
+        &mut self.hosts
+    }
+
+    /// The request that has just started counts for this host, while it holds a fast slot.
+    pub(super) fn count_for(&mut self, delivery: DeliveryId, host: HostNo) {
+        if let Some(request) = self.in_flight.get_mut(&delivery) {
+            self.hosts.start(host);
+            request.host = Some(host);
+        }
+    }
+
+    /// One of the queues of which a request has become old on a fast slot, and has left it or is to leave it.
+    pub(super) fn take_old(&mut self) -> Option<QueueNo> {
+        self.old.pop()
     }
 
     /// The request is a probe, and is given up at that moment, if it has not ended.
@@ -260,8 +292,11 @@ impl Sending {
         delivery: DeliveryId,
         held_for: impl FnOnce(Tick) -> Duration,
     ) -> Option<Ended> {
-        let Request { queue, charge, need, started, leaves, outdated, doubtful, .. } =
+        let Request { queue, charge, need, host, started, leaves, outdated, doubtful, .. } =
             self.in_flight.remove(&delivery)?;
+        if let Some(host) = host {
+            self.hosts.end(host);
+        }
         let held_for = held_for(started);
         if let Some(need) = need {
             self.rooms.give_back(need, leaves);
@@ -340,6 +375,10 @@ impl Sending {
         if moved.is_none_or(|need| self.rooms.has(need))
             && self.scheduler.move_to_slow(&mut request.charge)
         {
+            self.old.push(request.queue);
+            if let Some(host) = request.host.take() {
+                self.hosts.end(host);
+            }
             if let Some((need, moved)) = request.need.zip(moved) {
                 self.rooms.give_back(need, false);
                 self.rooms.take(moved);
@@ -356,6 +395,7 @@ impl Sending {
             return false;
         }
         request.leaves = true;
+        self.old.push(request.queue);
         if let Some(need) = request.need {
             self.rooms.note_leaving(need);
         }

@@ -327,6 +327,11 @@ impl Queues {
         }
     }
 
+    /// The queue, which had its turn in the fast pool and waited for a slot of its host, stands in the ring again.
+    pub(in super::super) fn end_wait_for_host(&mut self, no: QueueNo) {
+        self.lane_at(no).ring_mut(Pool::Fast).push_back(no);
+    }
+
     /// The lane's queues whose endpoints rest.
     pub(in super::super) fn resting_of(&self, id: LaneId, now: Tick) -> Vec<QueueNo> {
         let queues = &account_at(&self.accounts, self.account_of_lane(id)).queues;

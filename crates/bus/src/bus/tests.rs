@@ -391,3 +391,51 @@ fn log_has_one_line_a_minute_of_each_kind_of_what_is_refused() {
     assert!(told.is_due(&publish("lead"), start));
     assert!(told.is_due(&another, start + REFUSED_AGAIN));
 }
+
+/// What one user may publish and subscribe to.
+fn user(permissions: &str) -> String {
+    format!(
+        "authorization {{ users: [{{ user: w, password: hush, permissions: {{ {permissions} }} }}] }}"
+    )
+}
+
+#[tokio::test]
+async fn subscription_that_a_reload_took_away_is_made_again_once_it_is_allowed() -> Result<()> {
+    let all = user("publish: [\"p.>\"], subscribe: [\"p.>\"]");
+    let nats = Nats::start(&all).await?;
+    let mut options = options(&[nats.url()]);
+    options.credentials = password("w", "hush");
+    let bus = Bus::connect_now(&options).await?;
+    until_up(&mut bus.watch()).await?;
+    let mut lead = bus.subscribe("p.lead").await?;
+    bus.publish("p.lead", None, Bytes::from_static(b"before"))?;
+    assert_eq!(bytes(&mut lead).await?, "before");
+
+    nats.reload(&user("publish: [\"p.>\"], subscribe: [\"p.w.>\"]"))?;
+    trouble(&bus, "Permissions Violation for Subscription to \"p.lead\"").await?;
+    nats.reload(&all)?;
+    let mut state = bus.state.clone();
+    timeout(PATIENCE, state.wait_for(|state| state.connected && state.connections > 1)).await??;
+    assert_eq!(bus.state().refused, None);
+    bus.publish("p.lead", None, Bytes::from_static(b"after"))?;
+    assert_eq!(bytes(&mut lead).await?, "after");
+    assert_eq!(bus.state().trouble, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn refusal_to_publish_is_forgotten_once_it_is_allowed_and_the_connection_stays() -> Result<()>
+{
+    let nats = Nats::start(&user("publish: [\"p.hello\"]")).await?;
+    let mut options = options(&[nats.url()]);
+    options.credentials = password("w", "hush");
+    let bus = Bus::connect_now(&options).await?;
+    until_up(&mut bus.watch()).await?;
+    bus.publish("p.lead", None, Bytes::new())?;
+    trouble(&bus, "Permissions Violation for Publish").await?;
+    nats.reload(&user("publish: [\"p.>\"]"))?;
+    let mut state = bus.state.clone();
+    timeout(PATIENCE, state.wait_for(|state| state.refused.is_none())).await??;
+    assert_eq!((bus.state().trouble, bus.state().connections), (None, 1));
+    Ok(())
+}

@@ -182,7 +182,8 @@ impl Fleet {
     /// A session takes no more, and begins nothing of the frame `from` and those behind it.
     fn close(&mut self, id: SessionId, from: u64, phase: Phase) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.phase == Phase::Serving {
+        // A frame that reached nobody comes before the word of a worker that is still there, if it is.
+        if !session.has_said_bye() {
             session.phase = phase;
         }
         self.slots_changed = true;

@@ -1,7 +1,7 @@
 //! Whether a session is there: what has not been heard of for a while is given nothing, and is lost when its lease
 //! has run out.
 
-use super::session::{self, Phase, Session};
+use super::session::{self, Session};
 use super::{Ending, Fleet, FleetEffect, GONE_MAX, SESSIONS_MAX, WorkerChanged, WorkerState};
 use crate::frame::SessionId;
 use walhook_core::attempt::DeliveryId;
@@ -158,7 +158,7 @@ impl Fleet {
             self.workers_changed = true;
             return;
         }
-        let left = lost == 0 && matches!(session.phase, Phase::Closing(_));
+        let left = lost == 0 && session.has_said_bye();
         if !left {
             self.counters.sessions_lost += 1;
         }

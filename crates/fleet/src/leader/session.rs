@@ -269,10 +269,14 @@ impl Session {
         before..self.outcomes_upto
     }
 
-    /// Whether it has said that it begins nothing more, and all that it could tell has come.
+    /// Whether it has said that it begins nothing more. One that ends by what the leader knows alone may be gone.
+    pub(super) fn has_said_bye(&self) -> bool {
+        matches!(self.phase, Phase::Closing(Some(_)))
+    }
+
+    /// Whether it has said so, and all that it could tell has come.
     pub(super) fn has_ended(&self) -> bool {
-        let is_closing = matches!(self.phase, Phase::Closing(Some(_)));
-        is_closing && self.flights.is_empty() && self.has_told()
+        self.has_said_bye() && self.flights.is_empty() && self.has_told()
     }
 
     pub(super) fn in_flight(&self) -> u32 {

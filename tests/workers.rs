@@ -22,6 +22,7 @@ use crate::support::audit::{Audit, Endpoint, audit, settled};
 use crate::support::log_audit::{audit_log, left_out};
 use crate::support::traffic::{self, Traffic};
 use crate::support::{RULES, World};
+use crate::turns::until_counted;
 
 /// The pause between two transactions of a writer's session is at most this.
 const REST: Duration = Duration::from_millis(10);
@@ -233,6 +234,7 @@ async fn worker_that_is_killed_loses_nothing_and_doubles_at_most_what_it_had() -
     killed.kill().await?;
     fleet.until_serving(1).await.with_context(|| leader.log_tail())?;
     fleet.until_more(200).await?;
+    until_counted(&fleet.world, "walhook_workers_lost_total", 1).await?;
     let silence = silence(&fleet.world, from);
     let found = fleet.audit(traffic).await?;
     println!("in flight {in_flight}, silence {silence:?}, {found:?}");

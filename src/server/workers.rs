@@ -33,7 +33,7 @@ use walhook_core::halt::SourceIdentity;
 use walhook_core::redact::redact;
 use walhook_fleet::BYTE_BUDGET;
 use walhook_fleet::frame::{Digest, PipelineId};
-use walhook_fleet::leader::SPARE;
+use walhook_fleet::leader::{largest_data, max_payload_for};
 use walhook_fleet::subjects::Subjects;
 use walhook_http::sender::Sender;
 
@@ -78,12 +78,22 @@ pub(super) async fn link(
     Ok(Some(link))
 }
 
-/// How large a request is that a bus takes whose messages are at most so large, and the largest event that the
-/// rules allow, in bytes.
+/// The largest event that a bus takes whose messages are at most so large, and the largest one that the rules allow,
+/// in bytes.
 pub(crate) fn bounds(config: &Config, max_payload: usize) -> (u64, u64) {
-    let takes = u64::try_from(max_payload).unwrap_or(u64::MAX).saturating_sub(SPARE);
-    let largest = config.events.iter().map(|rule| rule.max_bytes.0).max().unwrap_or_default();
-    (takes, largest)
+    (largest_data(u64::try_from(max_payload).unwrap_or(u64::MAX)), largest_event(config))
+}
+
+fn largest_event(config: &Config) -> u64 {
+    config.events.iter().map(|rule| rule.max_bytes.0).max().unwrap_or_default()
+}
+
+/// What makes the bus take the largest event that the rules allow, and a request of so many bytes.
+pub(crate) fn enlarge(largest_event: u64, request: u64) -> String {
+    format!(
+        "set max_payload = {} or more in the configuration of nats-server",
+        max_payload_for(largest_event, request)
+    )
 }
 
 /// Refuses a bus that cannot carry what only workers may send. Of one that is away nothing is known: should it turn
@@ -96,10 +106,9 @@ async fn refuse_small(config: &Config, link: &Link) -> Result<(), Stop> {
         return Ok(());
     }
     Err(Unfit::Workers(format!(
-        "the bus takes requests of {takes} bytes, and events of {largest} are allowed, which nobody could send with \
-         workers.local = \"never\"; set max_payload = {} or more in the configuration of nats-server, or lower \
-         max_bytes of the rules",
-        largest.saturating_add(SPARE)
+        "the bus takes events of {takes} bytes at most, and the rules allow {largest}, which nobody could send with \
+         workers.local = \"never\"; {}, or lower max_bytes of the rules",
+        enlarge(largest, 0)
     ))
     .into())
 }

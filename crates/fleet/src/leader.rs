@@ -46,7 +46,7 @@ use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::tick::Tick;
 
 pub use adopt::Before;
-pub use pick::SPARE;
+pub use pick::{largest_data, max_payload_for};
 
 pub use door::{
     Ending, FleetCounters, FleetEffect, FleetGauges, FleetInput, FleetSettings, Local, Packed,

@@ -14,11 +14,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::{Databases, Report};
 use crate::config::{Config, DeliveryMode, LocalSending, WorkerEgress, Workers};
 use crate::control::bytes;
-use crate::server::workers::{SHARED_FIX, bounds, egress_digest, pipeline_id, shared};
+use crate::server::workers::{SHARED_FIX, bounds, egress_digest, enlarge, pipeline_id, shared};
 use walhook_bus::{Bus, BusEvent, Options, Received, Subscription};
 use walhook_core::id::Epoch;
 use walhook_fleet::frame::{Body, Digest, Frame, Hello, HelloState, PipelineId, SPOKEN, SessionId};
-use walhook_fleet::leader::SPARE;
 use walhook_fleet::subjects::Subjects;
 use walhook_fleet::worker::REFUSED_FOR;
 use walhook_fleet::{HELLOS_PER_LEASE, LEAD_EVERY};
@@ -165,17 +164,13 @@ async fn connect(options: &Options) -> Result<Bus, String> {
 fn largest(config: &Config, workers: &Workers, max_payload: usize, report: &mut Report) {
     let (takes, largest) = bounds(config, max_payload);
     let finding =
-        format!("takes requests of {}, and events of {} are allowed", bytes(takes), bytes(largest));
+        format!("takes events of {} at most, and the rules allow {}", bytes(takes), bytes(largest));
     match workers.local {
         _ if largest <= takes => report.pass(BUS, finding),
         LocalSending::Never => report.fail(
             BUS,
-            format!("{finding}: with workers.local = \"never\" nobody could send them"),
-            format!(
-                "set max_payload = {} or more in the configuration of nats-server, or lower max_bytes of the \
-                 rules",
-                largest.saturating_add(SPARE)
-            ),
+            format!("{finding}: with workers.local = \"never\" nobody could send larger ones"),
+            format!("{}, or lower max_bytes of the rules", enlarge(largest, 0)),
         ),
         LocalSending::Fallback | LocalSending::Always => {
             report.pass(BUS, format!("{finding}: the leader itself sends larger ones"));

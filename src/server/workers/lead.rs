@@ -19,7 +19,7 @@ pub(in crate::server) use super::arrivals::Came;
 use super::looks::Looks;
 use super::pack::{Order, Packers, Report};
 use super::troubles::Troubles;
-use super::{Link, egress_digest, pipeline_id, subscribe};
+use super::{Link, egress_digest, largest_event, pipeline_id, subscribe};
 use crate::config::{Config, LocalSending, WorkerEgress};
 use crate::server::dispatch::{Back, Sends};
 use crate::server::health::Teller;
@@ -131,7 +131,7 @@ impl LeaderWorkers {
             local: 0,
             rows,
             metrics: Arc::clone(metrics),
-            troubles: Troubles::new(tell, workers, &link.subjects),
+            troubles: Troubles::new(tell, workers, largest_event(config), &link.subjects),
             looks: Looks::new(),
             counted: FleetCounters::default(),
             unreadable: LinePace::default(),

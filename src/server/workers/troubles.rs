@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{SHARED_FIX, shared};
+use super::{SHARED_FIX, enlarge, shared};
 use crate::config::{LocalSending, Workers};
 use crate::server::health::Teller;
 use crate::server::trouble::{PASSING, Part};
@@ -12,7 +12,7 @@ use walhook_bus::State;
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::tick::Tick;
 use walhook_fleet::frame::Refusal;
-use walhook_fleet::leader::{FleetCounters, FleetGauges, SPARE, WorkerChanged, WorkerState};
+use walhook_fleet::leader::{FleetCounters, FleetGauges, WorkerChanged, WorkerState};
 use walhook_fleet::subjects::Subjects;
 
 /// A refused worker asks again every 10 s: one that was refused within this time is there.
@@ -68,8 +68,9 @@ pub(super) struct Troubles {
     ahead: (u64, Option<Tick>),
     /// Since when there are workers that do not show that they hear us.
     unconfirmed: Option<Instant>,
-    /// Since when something is too large for the bus.
+    /// Since when something is too large for the bus, and the largest event that the rules allow.
     oversize: Option<Instant>,
+    largest_event: u64,
     /// Since when something keeps leader and workers from coming together.
     apart: Option<Instant>,
     /// Workers sent nothing, for their proxy fails: since when, when that was said last, and why.
@@ -77,7 +78,12 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
-    pub(super) fn new(tell: &Teller, workers: &Workers, subjects: &Subjects) -> Self {
+    pub(super) fn new(
+        tell: &Teller,
+        workers: &Workers,
+        largest_event: u64,
+        subjects: &Subjects,
+    ) -> Self {
         Self {
             tell: tell.clone(),
             local: workers.local,
@@ -85,6 +91,7 @@ impl Troubles {
             subjects: subjects.clone(),
             unconfirmed: None,
             oversize: None,
+            largest_event,
             unserved: None,
             mute: None,
             mute_host: String::new(),
@@ -193,9 +200,8 @@ impl Troubles {
                     bus.max_payload
                 );
                 let fix = format!(
-                    "set max_payload = {} or more in the configuration of nats-server and have it reloaded, which is \
-                     seen within a minute, or lower max_bytes of the rules",
-                    bytes.saturating_add(SPARE)
+                    "{} and have it reloaded, which is seen within a minute, or lower max_bytes of the rules",
+                    enlarge(self.largest_event, bytes)
                 );
                 self.tell.fails_with(Part::Oversize, since, &error, &fix);
             }

@@ -11,9 +11,12 @@ use super::{Fleet, Local, Slots};
 use crate::frame::SessionId;
 use walhook_core::attempt::Attempt;
 
-/// What of the bus's largest message is left for what stands beside an attempt: the frame, and what its size was
-/// guessed too low by.
-pub const SPARE: u64 = 64 << 10;
+/// What of the bus's largest message is left for what stands beside an event's data: what else its request takes, and
+/// [`SPARE_OF_REQUEST`].
+const SPARE: u64 = 64 << 10;
+
+/// And for what stands beside a request: the frame, and what its size was guessed too low by.
+const SPARE_OF_REQUEST: u64 = SPARE / 2;
 
 /// A bus that did not take a request is looked at again for so long.
 const TOO_LARGE_FOR: Duration = Duration::from_secs(3_600);
@@ -40,6 +43,18 @@ enum Rank {
     Busy(i64, u64),
     /// One that has not: by how the host likes it.
     Free(u64),
+}
+
+/// The largest data of an event that a bus takes whose messages are at most so large.
+#[must_use]
+pub fn largest_data(max_payload: u64) -> u64 {
+    max_payload.saturating_sub(SPARE)
+}
+
+/// How large the messages of a bus must be that takes events with so many bytes of data, and a request of so many in all.
+#[must_use]
+pub fn max_payload_for(data: u64, request: u64) -> u64 {
+    data.saturating_add(SPARE).max(request.saturating_add(SPARE_OF_REQUEST))
 }
 
 /// What an attempt takes of a worker's byte budget and of a frame: no less than it will be.
@@ -97,7 +112,7 @@ impl Fleet {
     /// Whether the bus does not take an attempt of so many bytes.
     pub(super) fn too_large(&self, bytes: u64) -> bool {
         let max = u64::try_from(self.max_payload).unwrap_or(u64::MAX);
-        self.connected && bytes > max.saturating_sub(SPARE)
+        self.connected && max < max_payload_for(0, bytes)
     }
 
     pub(super) fn note_too_large(&mut self, bytes: u64) {

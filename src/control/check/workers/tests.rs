@@ -87,7 +87,7 @@ async fn check_of_workers_says_that_the_bus_takes_us_and_who_is_there() {
     let nats = Nats::start("max_payload: 2MB").await.unwrap();
     let config = config(&nats.url(), "");
     let none = findings(&config).await;
-    let takes = "pass  bus: takes requests of 1.9 MiB, and events of 1.0 MiB are allowed";
+    let takes = "pass  bus: takes events of 1.9 MiB at most, and the rules allow 1.0 MiB";
     let ours = format!("pass  bus: {} takes us, on this machine and without TLS", nats.url());
     let may = "pass  bus: we may publish to walhook.walhook.* and hear ourselves";
     assert_found(&none, &[&ours, takes, may, "warn  workers: none was heard; start some"]);
@@ -194,7 +194,10 @@ async fn check_of_workers_refuses_events_that_nobody_could_send() {
     let failed: Vec<_> = never.iter().filter(|it| it.verdict == Verdict::Fail).collect();
     let [failed] = &failed[..] else { panic!("{never:?}") };
     let said = failed.to_string();
-    assert!(said.contains("nobody could send them; set max_payload = 1114112 or more"), "{said}");
+    assert!(
+        said.contains("nobody could send larger ones; set max_payload = 1114112 or more"),
+        "{said}"
+    );
     let fallback = findings(&config(&nats.url(), "")).await;
     assert!(
         fallback.iter().any(|it| it.finding.contains("the leader itself sends larger ones")),

@@ -1,6 +1,9 @@
 use super::*;
 use walhook_fleet::frame::SessionId;
 
+/// `max_bytes` of the rules.
+const LARGEST: u64 = 1 << 20;
+
 fn state(connected: bool) -> State {
     let trouble = (!connected).then(|| "connection refused".into());
     State {
@@ -33,7 +36,7 @@ async fn said(
 ) -> Vec<(Part, String)> {
     let (tell, listen) = Teller::new("p");
     let subjects = Subjects::new("walhook", "p").unwrap();
-    let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
+    let mut troubles = Troubles::new(&tell, &workers(local), LARGEST, &subjects);
     troubles.mute_host = "w2".into();
     if refused {
         troubles.refused = Some((Tick(0), "w1".into(), "its [egress] differs"));
@@ -92,7 +95,7 @@ async fn nobody_sends_where_only_workers_may_and_none_serves_whatever_the_reason
 async fn all_workers_lost_are_told_until_one_serves_and_those_that_left_are_not() {
     let (tell, listen) = Teller::new("p");
     let subjects = Subjects::new("walhook", "p").unwrap();
-    let mut troubles = Troubles::new(&tell, &workers(LocalSending::Fallback), &subjects);
+    let mut troubles = Troubles::new(&tell, &workers(LocalSending::Fallback), LARGEST, &subjects);
     let changed = |state, refused| WorkerChanged {
         session: SessionId(1),
         host: "w1".into(),
@@ -129,7 +132,7 @@ async fn leader_to_whom_no_worker_has_come_says_so_until_one_serves() {
     ] {
         let (tell, listen) = Teller::new("p");
         let subjects = Subjects::new("walhook", "p").unwrap();
-        let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
+        let mut troubles = Troubles::new(&tell, &workers(local), LARGEST, &subjects);
         let mut said = |serving, connected| {
             let gauges = FleetGauges { serving, ..FleetGauges::default() };
             let counters = FleetCounters::default();
@@ -157,7 +160,7 @@ async fn workers_that_follow_a_higher_epoch_are_told_whoever_sends() {
     ] {
         let (tell, listen) = Teller::new("p");
         let subjects = Subjects::new("walhook", "p").unwrap();
-        let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
+        let mut troubles = Troubles::new(&tell, &workers(local), LARGEST, &subjects);
         let mut said = |ahead, at| {
             let counters = FleetCounters { ahead, ..FleetCounters::default() };
             troubles.report(at, &FleetGauges::default(), &counters, &state(true));
@@ -182,7 +185,7 @@ async fn workers_that_follow_a_higher_epoch_are_told_whoever_sends() {
 async fn proxy_of_workers_fails_for_as_long_as_they_say_so() {
     let (tell, _listen) = Teller::new("p");
     let subjects = Subjects::new("walhook", "p").unwrap();
-    let mut troubles = Troubles::new(&tell, &workers(LocalSending::Never), &subjects);
+    let mut troubles = Troubles::new(&tell, &workers(LocalSending::Never), LARGEST, &subjects);
     let at = |seconds: u64| Tick(seconds * 1_000_000);
     let failed = |kind| Outcome::failed(kind, "refused", Duration::ZERO);
     let began = Instant::now();
@@ -231,7 +234,7 @@ async fn what_the_bus_refuses_is_named_where_nobody_serves_for_it() {
     let (tell, listen) = Teller::new("p");
     let subjects = Subjects::new("walhook", "p").unwrap();
     let of = async |local, gauges: FleetGauges| {
-        let mut troubles = Troubles::new(&tell, &workers(local), &subjects);
+        let mut troubles = Troubles::new(&tell, &workers(local), LARGEST, &subjects);
         let mut bus = state(true);
         bus.refused = Some("the server says no to walhook.p.w.1".into());
         for _ in 0..2 {
@@ -262,4 +265,20 @@ async fn what_the_bus_refuses_is_named_where_nobody_serves_for_it() {
             assert!(text.contains("publish to walhook.p.w.>"), "{text}");
         }
     }
+}
+
+/// Else the next start, with what was set, would be refused.
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_set_for_a_request_suffices_for_the_largest_event_too() {
+    let of = async |bytes| {
+        let gauges = FleetGauges { too_large: Some(bytes), serving: 1, ..FleetGauges::default() };
+        let said = said(LocalSending::Never, gauges, true, false, 0).await;
+        let [(Part::Oversize, text)] = &said[..] else { panic!("{said:?}") };
+        let number = text.split("max_payload = ").nth(1).and_then(|it| it.split(' ').next());
+        let number: u64 = number.and_then(|it| it.parse().ok()).unwrap();
+        assert!(walhook_fleet::leader::largest_data(number) >= LARGEST, "{text}");
+        number
+    };
+    assert_eq!(of(100 << 10).await, of(200 << 10).await);
+    assert!(of(2 << 20).await > 2 << 20);
 }

@@ -195,3 +195,26 @@ fn room_is_kept_for_what_comes_for_it_in_time_and_of_half_of_the_budget_at_most(
     }
     assert!(small(&mut rig).is_some());
 }
+
+#[test]
+fn bus_that_is_large_enough_for_an_event_takes_its_request() {
+    for data in [1 << 10, 1 << 20, 8 << 20] {
+        let mut rig = Rig::new(Local::Never, 1);
+        let max = usize::try_from(max_payload_for(data, 0)).unwrap();
+        assert_eq!(largest_data(max_payload_for(data, 0)), data);
+        rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload: max });
+        let data = usize::try_from(data).unwrap();
+        assert_eq!(
+            rig.fleet.place(rig.now, &attempt(1, "a.example", data)),
+            Placement::Taken,
+            "{data}"
+        );
+        // What was too large goes where the bus is made as large as was said.
+        let larger = attempt(2, "a.example", 2 * data + (64 << 10));
+        assert_eq!(rig.fleet.place(rig.now, &larger), Placement::TooLarge);
+        let told = rig.fleet.gauges().too_large.unwrap();
+        let max_payload = usize::try_from(max_payload_for(0, told)).unwrap();
+        rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload });
+        assert_eq!(rig.fleet.place(rig.now, &larger), Placement::Taken);
+    }
+}

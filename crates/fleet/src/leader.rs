@@ -15,6 +15,7 @@
 //! is O(log n) of what is in flight.
 
 mod adopt;
+mod alone;
 mod door;
 mod flights;
 mod health;
@@ -37,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::LEAD_EVERY;
 use crate::frame::{Body, Frame, Lead, OLDEST, SessionId, WorkerId};
 use adopt::Adoption;
+use alone::Failing;
 use opinion::First;
 use quarantines::Quarantines;
 use room::Waiting;
@@ -117,6 +119,7 @@ pub struct Fleet {
     gone_in_order: VecDeque<SessionId>,
     quarantines: Quarantines,
     time_outs: TimeOuts,
+    failing: Failing,
     /// When the bus was last seen to be slow for what is published.
     slow_at: Option<Tick>,
     /// Attempts lost of each worker: bounded like the sessions.
@@ -157,6 +160,7 @@ impl Fleet {
             gone_in_order: VecDeque::new(),
             quarantines: Quarantines::default(),
             time_outs: TimeOuts::default(),
+            failing: Failing::default(),
             slow_at: None,
             lost: BTreeMap::new(),
             left: VecDeque::new(),

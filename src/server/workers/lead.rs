@@ -428,8 +428,8 @@ fn say(changed: &WorkerChanged) {
         ),
         WorkerState::Quarantined => tracing::warn!(
             %session, host, seconds = quarantine.unwrap_or_default().as_secs(),
-            "a worker could not reach endpoints that others reach: it gets one request at a time; look at its \
-             network, its resolver and its [egress]"
+            "a worker could not reach endpoints that others reach, or reached none and no other could be asked: it gets \
+             one request at a time while others serve; look at its network, its resolver and its [egress]"
         ),
         WorkerState::Mute => tracing::warn!(
             %session, host, seconds = quarantine.unwrap_or_default().as_secs(),

@@ -22,6 +22,11 @@ const MARKS: usize = 5;
 /// keep it from all others.
 const ACCOUNTS: usize = 3;
 
+/// So many endpoints that failed, of so many accounts as above, put a worker into quarantine where it has reached nobody
+/// since the first of them, not longer ago than this, and nobody else could be asked.
+const ALONE: usize = 5;
+const ALONE_WITHIN: Duration = Duration::from_secs(60);
+
 /// The first quarantine. Each that follows one within its own length takes twice as long, up to [`QUARANTINE_MAX`].
 const QUARANTINE: Duration = Duration::from_secs(30);
 
@@ -61,6 +66,8 @@ pub(super) struct Quarantine {
     /// It is mute: nothing was heard of what became of its requests. When its time is over it is on trial until
     /// something is.
     mute: bool,
+    /// It reached nobody, and has not since.
+    cut_off: bool,
 }
 
 impl Quarantine {
@@ -87,6 +94,8 @@ pub(super) enum Verdict {
 pub(super) struct Health {
     /// When that became known of its last requests.
     judged: VecDeque<(Tick, Verdict)>,
+    /// Accounts whose endpoints failed there and did not before, since it reached anybody: nobody else could be asked.
+    alone: VecDeque<(Tick, AccountId)>,
     /// The last one. It may be over.
     quarantine: Option<Quarantine>,
     /// The average of what it takes beside requests.
@@ -155,8 +164,46 @@ impl Health {
         if !is_mark || !self.fails_by_itself() {
             return false;
         }
-        self.put_into_quarantine(false, now);
+        self.put_into_quarantine(now);
         self.judged.clear();
+        true
+    }
+
+    /// It has reached an endpoint. Yes: it was cut off until now.
+    pub(super) fn note_reached(&mut self, now: Tick) -> bool {
+        self.judge(Verdict::Reached, now);
+        self.alone.clear();
+        let quarantine = self.quarantine.as_mut();
+        quarantine.is_some_and(|quarantine| std::mem::take(&mut quarantine.cut_off))
+    }
+
+    /// It could not send to an endpoint, and nobody else could be asked: of this account, where the endpoint did not fail
+    /// before. Yes: the worker is put into quarantine with this, or stays there.
+    pub(super) fn note_alone(&mut self, account: Option<AccountId>, now: Tick) -> bool {
+        if let Some(quarantine) = self.quarantine.as_mut().filter(|quarantine| quarantine.cut_off) {
+            if now >= quarantine.until {
+                self.put_into_quarantine(now).cut_off = true;
+                return true;
+            }
+            let ends_soon = now + QUARANTINE / 2 >= quarantine.until;
+            if ends_soon {
+                quarantine.until = now + QUARANTINE;
+            }
+            return ends_soon;
+        }
+        let Some(account) = account.filter(|_| !self.is_quarantined(now)) else { return false };
+        self.alone.push_back((now, account));
+        while self.alone.len() > REMEMBERED_MAX
+            || self.alone.front().is_some_and(|(at, _)| now >= *at + ALONE_WITHIN)
+        {
+            self.alone.pop_front();
+        }
+        let accounts: BTreeSet<_> = self.alone.iter().map(|(_, account)| account).collect();
+        if self.alone.len() < ALONE || accounts.len() < ACCOUNTS {
+            return false;
+        }
+        self.put_into_quarantine(now).cut_off = true;
+        self.alone.clear();
         true
     }
 
@@ -178,7 +225,7 @@ impl Health {
 
     /// What becomes of its requests is not heard.
     pub(super) fn note_mute(&mut self, now: Tick) {
-        self.put_into_quarantine(true, now);
+        self.put_into_quarantine(now).mute = true;
     }
 
     /// What became of a request was heard. Yes: it was mute until now.
@@ -191,12 +238,13 @@ impl Health {
         true
     }
 
-    fn put_into_quarantine(&mut self, mute: bool, now: Tick) {
+    fn put_into_quarantine(&mut self, now: Tick) -> &mut Quarantine {
         let length = match self.quarantine {
             Some(last) if last.counts(now) => (last.length * 2).min(QUARANTINE_MAX),
             _ => QUARANTINE,
         };
-        self.quarantine = Some(Quarantine { until: now + length, length, mute });
+        let until = now + length;
+        self.quarantine.insert(Quarantine { until, length, mute: false, cut_off: false })
     }
 
     /// Takes what an attempt took beside its request. Yes: its share of slots is halved with this.

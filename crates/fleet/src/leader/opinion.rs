@@ -95,7 +95,7 @@ impl Fleet {
                     self.left.push_back(FleetEffect::CarryLocally(attempt));
                     return;
                 }
-                None => {}
+                None => self.note_alone(session, &attempt),
             }
         }
         self.end(delivery, Ending::Outcome(outcome), overhead);
@@ -123,9 +123,7 @@ impl Fleet {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.health.judge(verdict, now) {
             self.counters.quarantines += 1;
-            self.due = self.due.min(session.due(now, self.awake_since, &self.settings));
-            self.remember_quarantine(id);
-            self.tell(id);
+            self.note_quarantine(id);
         }
     }
 

@@ -57,6 +57,14 @@ impl Quarantines {
 }
 
 impl Fleet {
+    /// A session is in quarantine from now on, or for longer.
+    pub(super) fn note_quarantine(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        self.due = self.due.min(session.due(self.now, self.awake_since, &self.settings));
+        self.remember_quarantine(id);
+        self.tell(id);
+    }
+
     /// What a session's quarantine has become holds for the worker's next one too.
     pub(super) fn remember_quarantine(&mut self, id: SessionId) {
         let now = self.now;

@@ -1,4 +1,5 @@
 mod adopt;
+mod alone;
 mod leaving;
 mod mute;
 mod pipelines;

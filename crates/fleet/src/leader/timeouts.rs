@@ -89,7 +89,7 @@ fn timed_out(outcome: &Outcome) -> bool {
 
 impl Fleet {
     /// Spreads what an endpoint is (FNV-1a).
-    fn endpoint_key(&self, attempt: &Attempt) -> u64 {
+    pub(super) fn endpoint_key(&self, attempt: &Attempt) -> u64 {
         let endpoint = &attempt.endpoint;
         let texts = [endpoint.account.as_str(), endpoint.id.as_str(), &endpoint.url];
         let bytes = texts.into_iter().flat_map(|text| text.bytes().chain([0]));
@@ -153,15 +153,20 @@ impl Fleet {
     ) {
         let now = self.now;
         let Some(session) = self.sessions.get_mut(&id) else { return };
+        let at = Who::of(id, session);
         if reached(outcome) {
             session.answered_at = Some(now);
-            session.health.judge(Verdict::Reached, now);
+            if session.health.note_reached(now) {
+                self.remember_quarantine(id);
+            }
         }
-        let at = Who::of(id, session);
-        if !timed_out(outcome) && self.time_outs.last.is_empty() {
+        if !timed_out(outcome) && self.time_outs.last.is_empty() && self.failing.is_empty() {
             return;
         }
         let key = self.endpoint_key(attempt);
+        if reached(outcome) {
+            self.failing.note_reached(key);
+        }
         self.note_answer(Some(at), key, outcome);
         if timed_out(outcome) {
             let account = attempt.endpoint.account.clone();

@@ -1,6 +1,7 @@
 //! Workers: processes that send for the leader, over a nats-server of the test's own.
 
 mod bus;
+mod cut_off;
 mod leading;
 mod shared;
 mod unheard;

@@ -20,6 +20,7 @@ mod door;
 mod flights;
 mod health;
 mod hear;
+mod line;
 mod opinion;
 mod pick;
 mod presence;

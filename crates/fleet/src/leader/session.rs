@@ -1,17 +1,18 @@
 //! One worker under this leader, as the leader knows it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
 use super::health::Health;
+use super::line::Lines;
 use super::opinion::First;
 use super::room::Reserved;
 use super::window::Window;
 use super::{Fleet, FleetEffect, FleetSettings, Packed, Slots, WorkerChanged, WorkerState};
 use crate::frame::{
-    ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, EARLIER_KEYS, Frame, Grant,
-    Hello, SessionId, WorkerId,
+    ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, Frame, Grant, Hello,
+    SessionId, WorkerId,
 };
 use crate::{LOST_AFTER_LEASE, QUIET_SIXTEENTHS};
 use walhook_core::attempt::{Attempt, DeliveryId};
@@ -87,9 +88,11 @@ pub(super) struct Session {
     /// When it was last seen that the bus is slow for what is published to it.
     pub(super) slow_at: Option<Tick>,
     pub(super) flights: BTreeMap<u64, Flight>,
-    /// The worker has said that it has the flights before this key.
-    taken_upto: u64,
-    waiting: VecDeque<u64>,
+    /// Of those in frames that the worker has not said that it has, in the order of the frames; some may have ended.
+    sent: VecDeque<u64>,
+    /// Those that it has said that it has, by when.
+    taken: BTreeSet<(Tick, u64)>,
+    waiting: Lines,
     /// The younger ones by when they were placed, those among them that have ended included.
     young: VecDeque<(Tick, u64)>,
     old: u32,
@@ -145,8 +148,9 @@ impl Session {
             window: Window::new(lease, now),
             slow_at: None,
             flights: BTreeMap::new(),
-            taken_upto: 0,
-            waiting: VecDeque::new(),
+            sent: VecDeque::new(),
+            taken: BTreeSet::new(),
+            waiting: Lines::default(),
             young: VecDeque::new(),
             old: 0,
             bytes: 0,
@@ -201,13 +205,15 @@ impl Session {
 
     /// The worker has the frames up to this one.
     fn note_taken(&mut self, received_upto: u64, now: Tick) {
-        // Keys and frames have the same order.
-        for (key, flight) in self.flights.range_mut(self.taken_upto..EARLIER_KEYS) {
-            if flight.seq.is_none_or(|seq| seq > received_upto) {
-                break;
+        while let Some(key) = self.sent.front().copied() {
+            if let Some(flight) = self.flights.get_mut(&key) {
+                if flight.seq.is_none_or(|seq| seq > received_upto) {
+                    break;
+                }
+                flight.taken = Some(now);
+                self.taken.insert((now, key));
             }
-            flight.taken = Some(now);
-            self.taken_upto = *key + 1;
+            self.sent.pop_front();
         }
     }
 
@@ -222,12 +228,8 @@ impl Session {
     /// at once, for it is given no more than it has slots; what it says until a lease and [`LOST_AFTER_LEASE`] have
     /// passed it says at least twice.
     fn overdue_at(&self, awake_since: Tick, settings: &FleetSettings) -> Option<Tick> {
-        // Its own in their order, those of an earlier leader in any.
-        let own = self.flights.first_key_value().and_then(|(_, flight)| flight.taken);
-        let earlier = (self.taken_up > 0).then(|| self.flights.range(EARLIER_KEYS..));
-        let earlier = earlier.into_iter().flatten().filter_map(|(_, flight)| flight.taken);
-        let first = own.into_iter().chain(earlier).min()?;
-        let at = first + settings.timeout + settings.lease + LOST_AFTER_LEASE;
+        let (first, _) = self.taken.first()?;
+        let at = *first + settings.timeout + settings.lease + LOST_AFTER_LEASE;
         Some(at.max(awake_since + settings.lease))
     }
 
@@ -331,13 +333,14 @@ impl Session {
     pub(super) fn take(&mut self, key: u64, flight: Flight) {
         self.bytes += flight.bytes;
         self.young.push_back((flight.placed, key));
-        self.waiting.push_back(key);
+        self.waiting.push(key, flight.bytes);
         self.flights.insert(key, flight);
     }
 
     /// Takes one that runs there already.
     pub(super) fn take_up(&mut self, key: u64, flight: Flight) {
         self.taken_up += 1;
+        self.taken.extend(flight.taken.map(|at| (at, key)));
         self.young.push_back((flight.placed, key));
         self.flights.insert(key, flight);
     }
@@ -347,8 +350,9 @@ impl Session {
         self.bytes -= flight.bytes;
         self.taken_up -= u32::from(flight.earlier);
         if flight.seq.is_none() {
-            self.waiting.retain(|waiting| *waiting != key);
+            self.waiting.remove(key, flight.bytes);
         }
+        flight.taken.map(|at| self.taken.remove(&(at, key)));
         if flight.old {
             self.old -= 1;
         }
@@ -417,9 +421,10 @@ impl Session {
         if self.waiting.is_empty() || self.window.is_full() {
             return Vec::new();
         }
+        let line = self.waiting.next();
         let (mut packed, mut bytes) = (Vec::new(), 0);
         let most = u64::try_from(ATTEMPTS_BYTES).unwrap_or(u64::MAX);
-        while let Some(key) = self.waiting.front().copied() {
+        while let Some(key) = line.front().copied() {
             let Some(flight) = self.flights.get_mut(&key) else {
                 unreachable!("what waits is in flight");
             };
@@ -430,7 +435,8 @@ impl Session {
             bytes = with;
             flight.seq = Some(seq);
             packed.push(Packed { key, attempt: flight.attempt.clone() });
-            self.waiting.pop_front();
+            self.sent.push_back(key);
+            line.pop_front();
         }
         self.window.send(seq, bytes, now);
         packed

@@ -1,5 +1,6 @@
 mod adopt;
 mod alone;
+mod large;
 mod leaving;
 mod mute;
 mod pipelines;

@@ -344,6 +344,9 @@ async fn leader_hears_who_is_there_before_all_else_that_workers_say() -> Result<
     let (leader, worker) = (Leader::start(&nats).await?, link(&nats).await?);
     let mut last = leader.link.bus.subscribe("last").await?;
     assert!(leader.link.bus.flush(PATIENCE).await && worker.bus.flush(PATIENCE).await);
+    // What is written may not be read yet: the server has taken all subscriptions when this is back.
+    leader.link.bus.publish("last", None, "".into())?;
+    timeout(PATIENCE, last.next()).await?.context("the bus is gone")?;
     let (_tell, reports) = tokio::sync::mpsc::channel(1);
     let watch = leader.link.bus.watch();
     let Leader { hellos, inbox, epoch, link: Link { subjects, .. }, .. } = leader;

@@ -6,13 +6,13 @@ use url::Url;
 /// The bytes of a URL, at most.
 pub const URL_BYTES_MAX: usize = 8 << 10;
 
-/// Reads a row's URL. White space around it is not part of it.
+/// Reads a row's URL, and how it is requested. White space around it is not part of it.
 ///
 /// Whether the host may be contacted is for the egress policy of `walhook-http` to say, at each attempt.
 ///
 /// # Errors
 /// What is wrong with it, to stand after "the url"; no part of it, which may be secret.
-pub fn read_url(text: &str) -> Result<(&str, Uri), &'static str> {
+pub fn read_url(text: &str) -> Result<(Url, Uri), &'static str> {
     let text = text.trim();
     if text.is_empty() {
         return Err("is empty");
@@ -31,7 +31,7 @@ pub fn read_url(text: &str) -> Result<(&str, Uri), &'static str> {
         return Err("names no host");
     }
     let uri = url.as_str().parse().map_err(|_| "cannot be requested")?;
-    Ok((text, uri))
+    Ok((url, uri))
 }
 
 #[cfg(test)]
@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn url_that_cannot_be_requested_is_told_without_its_text() {
-        assert_eq!(read_url(" https://a.example/x?y=z\n").unwrap().0, "https://a.example/x?y=z");
+        let (url, uri) = read_url(" https://a.example/x?y=z\n").unwrap();
+        assert_eq!((url.as_str(), uri), ("https://a.example/x?y=z", "https://a.example/x?y=z".parse().unwrap()));
         assert!(read_url("http://[::1]:8080").is_ok());
         assert!(read_url("https://bücher.example/ü").is_ok());
         let long = format!("http://a.example/{}", "x".repeat(URL_BYTES_MAX));

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
 use http::uri::{Parts, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Uri};
-use url::Url;
 use walhook_core::attempt::FailureKind;
 use walhook_core::endpoint::{Endpoint, parse_header, read_url};
 use walhook_sign::Keys;
@@ -59,9 +58,8 @@ impl fmt::Debug for Target {
 impl Address {
     /// Of the URL, if requests may go there.
     pub(super) fn new(url: &str, policy: &Policy) -> Result<Self, Failure> {
-        let (text, url) = read_url(url).map_err(|why| invalid(format!("the url {why}")))?;
+        let (parsed, url) = read_url(url).map_err(|why| invalid(format!("the url {why}")))?;
         let unreadable = || invalid("the url cannot be read".to_owned());
-        let parsed = Url::parse(text).map_err(|_| unreadable())?;
         policy
             .check_url(&parsed)
             .map_err(|refusal| failure(FailureKind::Forbidden, &refusal.to_string()))?;

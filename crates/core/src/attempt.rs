@@ -207,7 +207,8 @@ pub enum FailureKind {
     Lost,
     /// It is larger than a message of the bus may be, and only workers send: it says nothing of the endpoint.
     Oversize,
-    /// The process had no file, port or memory left for it, or too much to sign: it was not sent, and is no attempt.
+    /// The process had no file, port or memory left for it, too much to sign, or too many names to look up: it was not
+    /// sent, and is no attempt.
     Local,
 }
 

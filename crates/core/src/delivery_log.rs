@@ -159,7 +159,7 @@ pub enum What {
     /// An attempt: the endpoint took the event.
     Delivered,
     /// An attempt: the endpoint did not take it, or nobody knows. Where no further line says what became of it, it is
-    /// tried again.
+    /// tried again. With the number 0 it was none: it was not sent, for want of something of walhook's own.
     Failed,
     /// Likewise, of a request that only tried whether an endpoint whose breaker is open is well again: it is no attempt
     /// of the delivery, whose next one has the same number.

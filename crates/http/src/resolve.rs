@@ -15,7 +15,7 @@
 //! names, of which an account has one, or ends there if none is free. An account that has not yet had
 //! an answer asks one thing at a time; one that has waited for a name server in vain has slow places
 //! only, until it is answered. A name that nobody answered for is asked for again only after a while,
-//! and its attempts fail at once.
+//! and its attempts fail at once. A name that gets no place is not to blame ([`ResolveError::Crowded`]).
 //!
 //! What is judged is never remembered: addresses are, and each connection judges anew.
 
@@ -80,14 +80,15 @@ pub(super) enum ResolveError {
     /// It resolves to nothing.
     #[error("the name resolves to no address")]
     Nothing,
-    /// The name servers have not answered, or so many look-ups wait that ours had no turn.
+    /// The name servers have not answered.
     #[error("the name is not resolved within {0:?}")]
     Silent(Duration),
     /// The name servers did not answer a moment ago, and are not asked again so soon.
     #[error("the name's servers do not answer; they are asked again {0:?} after they were last")]
     Left(Duration),
-    /// The account's other look-ups are not answered, and take up all that it may ask at a time.
-    #[error("other names of the account are not answered, and this one waits for them")]
+    /// It was not asked for in time: other look-ups, of its account or of all, take up all that may be asked at once.
+    /// That is a limit of ours, and says nothing of the name.
+    #[error("the name had no turn to be asked for: too many others are, and wait for an answer")]
     Crowded,
 }
 
@@ -146,6 +147,14 @@ impl Known {
 struct Silence {
     since: Instant,
     lasts: Duration,
+}
+
+/// What became of a question.
+enum Asked {
+    /// Another was answered meanwhile.
+    Known(Arc<[IpAddr]>),
+    /// It is under way.
+    Asking(Asking),
 }
 
 /// `None` until there is an answer.
@@ -226,19 +235,37 @@ impl Resolver {
             Some(_) => self.0.patience.min(STALE_PATIENCE),
             None => self.0.patience,
         };
-        let asked = timeout(patience, self.ask(name, account)).await;
-        let asked = asked.unwrap_or(Err(ResolveError::Silent(patience)));
+        let asked = self.within(patience, name, account).await;
         asked.or_else(|error| known.map(|known| known.addresses).ok_or(error))
     }
 
-    /// Waits for the answer that is under way already, or takes a place and asks.
-    async fn ask(
+    /// The answer, if it comes in time: whose fault it is that it does not shows by whether it was asked for.
+    async fn within(
         &self,
+        patience: Duration,
         name: &str,
         account: Option<&AccountId>,
     ) -> Result<Arc<[IpAddr]>, ResolveError> {
+        let began = Instant::now();
+        let Ok(asked) = timeout(patience, self.ask(name, account)).await else {
+            return Err(ResolveError::Crowded);
+        };
+        let asking = match asked? {
+            Asked::Known(addresses) => return Ok(addresses),
+            Asked::Asking(asking) => asking,
+        };
+        let left = patience.saturating_sub(began.elapsed());
+        timeout(left, answer(asking)).await.unwrap_or_else(|_| {
+            // Most of the time went by before the name servers were asked.
+            let had_no_turn = left < patience / 2;
+            Err(if had_no_turn { ResolveError::Crowded } else { ResolveError::Silent(patience) })
+        })
+    }
+
+    /// Finds the question that is under way already, or takes a place and asks.
+    async fn ask(&self, name: &str, account: Option<&AccountId>) -> Result<Asked, ResolveError> {
         if let Some(asking) = self.under_way(name) {
-            return answer(asking).await;
+            return Ok(Asked::Asking(asking));
         }
         self.0.check_silence(name)?;
         let place = match account {
@@ -252,10 +279,9 @@ impl Resolver {
         // While we waited for our place, another may have asked, or been answered.
         self.0.check_silence(name)?;
         if let Some(known) = self.0.known.get(name).filter(Known::is_fresh) {
-            return Ok(known.addresses);
+            return Ok(Asked::Known(known.addresses));
         }
-        let asking = self.start(name, place);
-        answer(asking).await
+        Ok(Asked::Asking(self.start(name, place)))
     }
 
     fn under_way(&self, name: &str) -> Option<Asking> {

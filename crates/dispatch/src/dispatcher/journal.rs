@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //!
-//! - Of each attempt that ended there is one line, and one of each end beyond an attempt, or it is counted.
+//! - Of each attempt that ended there is one line, and one of each end beyond an attempt, or it is counted; of requests
+//!   that were not sent for want of something of ours, the first in a row of each queue.
 //! - Lines go in the order in which they came.
 //! - What waits and what is under way is bounded, in lines and in bytes.
 
@@ -164,6 +165,28 @@ impl Dispatcher {
         let line = self.line(&event, self.queues.id(queue).endpoint.clone(), what, now);
         let line =
             Entry { waits, asked, ..line }.of_attempt(attempt, outcome, self.journal.excerpts);
+        self.journal.write(line);
+    }
+
+    /// A request was not sent for want of something of ours. That is no attempt, and is told once, until one of the
+    /// queue's is sent: it is tried again every few seconds. Call it before the queue takes note of that.
+    pub(super) fn log_not_sent(
+        &mut self,
+        queue: QueueNo,
+        id: DeliveryId,
+        (outcome, waits): (&Outcome, Waits),
+        now: Tick,
+    ) {
+        let in_memory = self.queues.in_use(queue);
+        let is_told = in_memory.is_put_off();
+        let pending = in_memory.held_mut(id);
+        let (event, asked) = (Arc::clone(&pending.held.event), pending.origin.asked());
+        if is_told || !self.journal.keeps(What::Failed, 0) {
+            return;
+        }
+        let endpoint = self.queues.id(queue).endpoint.clone();
+        let line = self.line(&event, endpoint, What::Failed, now);
+        let line = Entry { waits, asked, ..line }.of_attempt(0, outcome, self.journal.excerpts);
         self.journal.write(line);
     }
 

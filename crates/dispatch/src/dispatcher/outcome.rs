@@ -62,7 +62,7 @@ impl Dispatcher {
             self.queues.in_use(queue).doubt(false);
         }
         if outcome.is_local() {
-            self.put_off(queue, id, (started, outcome.elapsed), now);
+            self.put_off(queue, id, (outcome, started), now);
             return None;
         }
         let in_memory = self.queues.in_use(queue);
@@ -122,13 +122,14 @@ impl Dispatcher {
         &mut self,
         queue: QueueNo,
         id: DeliveryId,
-        (started, took): (Tick, Duration),
+        (outcome, started): (&Outcome, Tick),
         now: Tick,
     ) {
         let is_stopped = self.is_stopped(queue);
         let active_us = self.active_us(queue, now);
-        let waits = self.waits_sent(queue, id, (started, took), now);
+        let waits = self.waits_sent(queue, id, (started, outcome.elapsed), now);
         self.keep_waits(queue, id, waits, now);
+        self.log_not_sent(queue, id, (outcome, waits), now);
         let in_memory = self.queues.in_use(queue);
         in_memory.health_mut().request_withdrawn(started);
         let origin = in_memory.held_mut(id).origin;

@@ -242,6 +242,12 @@ impl Queue {
         due
     }
 
+    /// Whether the last request was not sent for want of something of ours.
+    #[must_use]
+    pub fn is_put_off(&self) -> bool {
+        self.rest.is_put_off()
+    }
+
     /// A delivery in flight was not sent: it is where it was before. That was no attempt. What it waited for until now
     /// was told ([`Pending::keep_waits`]).
     pub fn take_back(&mut self, id: DeliveryId, at: &Moment) {

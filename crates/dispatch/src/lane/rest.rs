@@ -64,6 +64,11 @@ impl Rest {
         self.end()
     }
 
+    /// Whether the last request was not sent for want of something of our own.
+    pub(super) fn is_put_off(&self) -> bool {
+        self.put_off > 0
+    }
+
     /// A request that began then was sent: we have what it takes. Returns since when we had not, where that was so.
     pub(super) fn was_sent(&mut self, started: Tick) -> Option<Lacking> {
         self.put_off = 0;

@@ -13,8 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const DEFAULT_PATIENCE: Duration = Duration::from_millis(2500);
 
 /// A name server that answers no name that ends in `.silent` until it is told to, none that ends in
-/// `.absent`, one that ends in `.slow` after three seconds, and every other one with what it was told
-/// last.
+/// `.absent`, one that ends in `.slow` after three seconds, one that ends in `.late` shortly before it would count as
+/// slow, and every other one with what it was told last.
 #[derive(Default)]
 struct NameServer {
     asked: AtomicUsize,
@@ -49,6 +49,9 @@ impl NameServer {
                 }
                 if name.ends_with(".slow") {
                     tokio::time::sleep(Duration::from_secs(3)).await;
+                }
+                if name.ends_with(".late") {
+                    tokio::time::sleep(QUICK * 9 / 10).await;
                 }
                 if name.ends_with(".absent") || *server.down.lock().unwrap() {
                     return Err(io::Error::other("no such name"));
@@ -140,6 +143,27 @@ async fn name_server_that_speaks_again_is_heard_within_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+#[tokio::test(start_paused = true)]
+async fn name_that_had_no_turn_is_not_to_blame_and_is_asked_for_later() {
+    let server = NameServer::answering(&["1.1.1.1"]);
+    // Its account's turn comes no more within the first, and within the second it is a slow one.
+    for patience in [QUICK / 2, DEFAULT_PATIENCE] {
+        let resolver = server.resolver(patience);
+        let id = account("a");
+        let (silent, other) =
+            tokio::join!(resolver.endpoint("x.silent", &id), resolver.endpoint("y.example", &id));
+        assert!(matches!(silent, Err(ResolveError::Silent(_))), "{silent:?}");
+        assert!(matches!(other, Err(ResolveError::Crowded)), "{other:?}");
+        tokio::time::sleep(QUICK + SLOW).await;
+        assert!(resolver.endpoint("y.example", &id).await.is_ok());
+    }
+    // One that was asked for just before the end had no time to be answered.
+    let (resolver, id) = (server.resolver(QUICK + QUICK / 10), account("a"));
+    let (_, other) =
+        tokio::join!(resolver.endpoint("x.late", &id), resolver.endpoint("y.slow", &id));
+    assert!(matches!(other, Err(ResolveError::Crowded)), "{other:?}");
+}
+
 async fn name_that_is_slow_is_known_once_it_was_answered_for() {
     let server = NameServer::answering(&["1.1.1.1"]);
     let resolver = server.resolver(DEFAULT_PATIENCE);

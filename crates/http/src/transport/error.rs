@@ -51,12 +51,12 @@ fn connect_kind(error: &ConnectError) -> FailureKind {
     }
     match error {
         ConnectError::Resolve(ResolveError::Forbidden(_)) => FailureKind::Forbidden,
+        ConnectError::Resolve(ResolveError::Crowded) => FailureKind::Local,
         ConnectError::Resolve(
             ResolveError::Dns(_)
             | ResolveError::Nothing
             | ResolveError::Silent(_)
-            | ResolveError::Left(_)
-            | ResolveError::Crowded,
+            | ResolveError::Left(_),
         ) => FailureKind::Dns,
         ConnectError::Proxy(_) => FailureKind::Proxy,
         ConnectError::OfSome { error, .. } => connect_kind(error),

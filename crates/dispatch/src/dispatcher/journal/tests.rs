@@ -6,7 +6,7 @@ use crate::dispatcher::rig::{Rig, event, settings};
 use crate::dispatcher::{Input, OperatorInput, ReplayInput, Settings};
 use crate::fixture;
 use crate::settle::SettlePolicy;
-use walhook_core::attempt::{FailureKind, Meaning};
+use walhook_core::attempt::FailureKind;
 use walhook_core::event::{Item, Unroutable, UnroutableReason};
 use walhook_core::id::{JobId, ReplayId};
 use walhook_core::persist::{DeferReason, Persisted, ReplayCounts};
@@ -183,14 +183,28 @@ fn what_is_kept_is_what_the_settings_say() {
 }
 
 #[test]
-fn what_was_not_sent_for_want_of_something_of_ours_is_no_line() {
+fn what_was_not_sent_for_want_of_something_of_ours_is_told_once_and_as_no_attempt() {
     let mut rig = Rig::new(settings());
     rig.commit("7");
+    let not_sent = |rig: &mut Rig, delivery: DeliveryId| {
+        let outcome = Outcome::failed(FailureKind::Local, "none left", Duration::ZERO);
+        rig.dispatcher.handle(rig.now, Input::Outcome { delivery, outcome });
+    };
+    for _ in 0..3 {
+        let sent = rig.send();
+        not_sent(&mut rig, sent[0].attempt.first().id);
+        rig.wait(Duration::from_secs(5));
+    }
+    assert_eq!(told(&mut rig), [(0, What::Failed)]);
+    let line = lines(&rig).remove(0);
+    assert_eq!((line.failure, &*line.excerpt), (Some(FailureKind::Local), "local: none left"));
+    // Once one was sent, the next time is another.
+    assert_eq!(answer_all(&mut rig, 200), 1);
+    rig.commit("7");
     let sent = rig.send();
-    let delivery = sent[0].attempt.first().id;
-    let outcome = Outcome::new(Meaning::Local, Duration::ZERO);
-    rig.dispatcher.handle(rig.now, Input::Outcome { delivery, outcome });
-    assert_eq!(told(&mut rig), []);
+    not_sent(&mut rig, sent[0].attempt.first().id);
+    let told = told(&mut rig);
+    assert_eq!(told, [(0, What::Failed), (1, What::Delivered), (0, What::Failed)]);
 }
 
 fn line(number: u64, excerpt: usize) -> Entry {

@@ -158,3 +158,17 @@ async fn look_up_that_is_silent_is_a_dns_failure_within_the_time_for_connecting(
     let detail = refusal(&transport, "https://silent.example/", FailureKind::Dns).await;
     assert_eq!(detail, "the name is not resolved within 250ms");
 }
+
+#[tokio::test]
+async fn name_that_waits_for_other_names_is_no_failure_of_its_endpoint() {
+    let silent: Arc<Lookup> = Arc::new(|_| Box::pin(std::future::pending()));
+    let requests = Requests { connect_timeout: SHORT, ..requests() };
+    let tls = tls_config([]).unwrap();
+    let transport =
+        Transport::with(&requests, &egress(), MEMORY, bounds(MEMORY), tls, silent).unwrap();
+    let (_, detail) = tokio::join!(
+        refusal(&transport, "https://first.example/", FailureKind::Dns),
+        refusal(&transport, "https://second.example/", FailureKind::Local)
+    );
+    assert!(detail.contains("had no turn to be asked for: too many others"), "{detail}");
+}

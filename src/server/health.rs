@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::stop::Stop;
-use super::trouble::{Instance, PASSING, PROXY_FIX, Part, Trouble};
+use super::trouble::{Instance, NAMES_FIX, PASSING, PROXY_FIX, Part, Trouble};
 use super::work::Shown;
 use walhook_core::event::rfc3339;
 use walhook_postgres::fix::Failure;
@@ -329,6 +329,14 @@ impl Teller {
         match trouble {
             Some((since, reason)) => self.fails_with(Part::Proxy, since, reason, PROXY_FIX),
             None => self.works(Part::Proxy),
+        }
+    }
+
+    /// How the name servers fare: since when they answer for no name and why, or nothing where they do.
+    pub fn names(&self, trouble: Option<(Instant, &str)>) {
+        match trouble {
+            Some((since, reason)) => self.fails_with(Part::Names, since, reason, NAMES_FIX),
+            None => self.works(Part::Names),
         }
     }
 

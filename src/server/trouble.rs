@@ -20,6 +20,10 @@ pub(super) const SLOW_FIX: &str = "find out what keeps the server: pg_stat_activ
 pub(super) const PROXY_FIX: &str = "start the proxy, or correct egress.proxy: its address, user and password, and that it allows CONNECT to \
      addresses; `walhook check` tries it";
 
+/// What to do where no name is resolved.
+pub(super) const NAMES_FIX: &str = "look at the name servers in /etc/resolv.conf of the machine or container where this runs, and at the way to \
+     them; what has failed is tried again by itself, and at once by `walhook deferred retry --all`";
+
 /// A part of the pipeline that goes on by itself when what it needs is there again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -32,6 +36,8 @@ pub enum Part {
     Sending,
     /// `egress.proxy`, through which all is sent.
     Proxy,
+    /// Resolving the endpoints' names.
+    Names,
     /// Storing outcomes and the checkpoint.
     State,
     /// Looking endpoints up.
@@ -82,11 +88,12 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Start,
         Self::Stream,
         Self::Sending,
         Self::Proxy,
+        Self::Names,
         Self::State,
         Self::Lookups,
         Self::CostlyLookups,
@@ -120,6 +127,7 @@ impl Part {
             Self::Stream => "stream",
             Self::Sending => "sending",
             Self::Proxy => "proxy",
+            Self::Names => "names",
             Self::State => "state",
             Self::Lookups => "lookups",
             Self::CostlyLookups => "costly_lookups",
@@ -157,6 +165,10 @@ impl Part {
             Self::Sending => "nobody sends; everything waits until a worker serves",
             Self::Proxy => {
                 "egress.proxy lets nothing through; deliveries wait, and no endpoint is blamed"
+            }
+            Self::Names => {
+                "this machine's name servers answer for no name; known addresses are used for up to ten minutes, \
+                 and what is sent elsewhere fails as `dns`"
             }
             Self::State => {
                 "cannot store the checkpoint; nothing is sent meanwhile, and the slot retains WAL"
@@ -227,6 +239,7 @@ impl Part {
             Self::Stream => "the stream goes on",
             Self::Sending => "a worker serves",
             Self::Proxy => "egress.proxy lets requests through",
+            Self::Names => "names are resolved",
             Self::State => "the checkpoint is stored",
             Self::Lookups => "endpoints are looked up",
             Self::CostlyLookups => {
@@ -268,9 +281,10 @@ impl Part {
             | Self::State
             | Self::Lookups
             | Self::Deferred => true,
-            // One account's rows are no reason to call the instance unready for all: who takes unready
+            // One account's rows, or names, are no reason to call the instance unready for all: who takes unready
             // instances away would stop everybody's.
-            Self::CostlyLookups
+            Self::Names
+            | Self::CostlyLookups
             | Self::Accounts
             | Self::Jobs
             | Self::Replays
@@ -348,7 +362,7 @@ mod tests {
         for part in ["look endpoints up", "7 s", "permission denied", "fix: grant", "wait"] {
             assert!(line.contains(part), "{line}");
         }
-        for fix in [SLOW_FIX, PROXY_FIX] {
+        for fix in [SLOW_FIX, PROXY_FIX, NAMES_FIX] {
             assert!(!fix.contains("  "), "{fix}");
         }
     }

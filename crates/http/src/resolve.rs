@@ -19,6 +19,8 @@
 //!
 //! What is judged is never remembered: addresses are, and each connection judges anew.
 
+mod health;
+mod look_up;
 mod places;
 mod system;
 
@@ -38,11 +40,12 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::egress::{Policy, Refusal};
+use health::Health;
+pub use health::NamesTrouble;
 use places::{Place, Places};
 pub(super) use system::System;
 use walhook_core::event::AccountId;
 use walhook_process::descriptors;
-use walhook_process::faults::Fault;
 
 /// Addresses are used for so long without asking again: a customer who moves waits no longer for new connections.
 const FRESH: Duration = Duration::from_secs(30);
@@ -92,8 +95,17 @@ pub(super) enum ResolveError {
     Crowded,
 }
 
-/// The addresses of a name, once they come.
-pub(super) type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+/// A name's addresses.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) addresses: Vec<IpAddr>,
+    /// Whether name servers said so: it may stand here, in a file.
+    pub(super) by_servers: bool,
+}
+
+/// The addresses of a name, once they come. Where name servers say that there are none, the error is a `NotFound`; where
+/// there can be none, an `InvalidInput`.
+pub(super) type Answer = Pin<Box<dyn Future<Output = io::Result<Found>> + Send>>;
 
 /// Asks for a name's addresses. What it returns can be dropped.
 pub(super) type Lookup = dyn Fn(String) -> Answer + Send + Sync;
@@ -121,6 +133,7 @@ struct Inner {
     /// What is being asked just now.
     asking: Mutex<HashMap<String, Asking>>,
     places: Arc<Places>,
+    health: Mutex<Health>,
     tasks: TaskTracker,
 }
 
@@ -176,6 +189,7 @@ impl Resolver {
             silent: Cache::builder().max_capacity(NAMES_MAX).time_to_live(STALE).build(),
             asking: Mutex::default(),
             places: Arc::new(Places::new(descriptors::limit())),
+            health: Mutex::default(),
             tasks: TaskTracker::new(),
         }))
     }
@@ -302,11 +316,17 @@ impl Resolver {
         self.0.tasks.spawn(async move {
             // Taken off the list however the task ends.
             let listed = Listed { inner: &inner, name: &name };
-            let answer = inner.look_up(&name, place).await;
+            let (answer, doubted) = inner.look_up(&name, place).await;
             drop(listed);
             tell.send_replace(Some(answer));
+            inner.ask_beside(doubted);
         });
         asking
+    }
+
+    /// Whether this machine's name servers answer for no name now.
+    pub(super) fn trouble(&self) -> Option<NamesTrouble> {
+        self.0.health().trouble(Instant::now())
     }
 }
 
@@ -333,56 +353,8 @@ impl Inner {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error while the name is left alone.
-    fn check_silence(&self, name: &str) -> Result<(), ResolveError> {
-        match self.silent.get(name) {
-            Some(silence) if silence.since.elapsed() < silence.lasts => {
-                Err(ResolveError::Left(silence.lasts))
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    async fn look_up(
-        &self,
-        name: &str,
-        mut place: Option<Place>,
-    ) -> Result<Arc<[IpAddr]>, ResolveError> {
-        let mut asked = (self.lookup)(name.to_owned());
-        let mut found = timeout(QUICK, &mut asked).await.ok();
-        if let Some(place) = &mut place {
-            match found {
-                Some(Err(ref error))
-                    if error.kind() == io::ErrorKind::TimedOut || Fault::of(error).is_some() => {}
-                Some(_) => place.answered(),
-                // Nobody answered within the time of a quick place.
-                None if !place.slow_down() => return Err(self.note_silence(name)),
-                None => {}
-            }
-        }
-        if found.is_none() {
-            found = timeout(SLOW, asked).await.ok();
-        }
-        match found {
-            Some(Ok(addresses)) => {
-                let addresses: Arc<[IpAddr]> = addresses.into();
-                self.known.insert(name.to_owned(), Known::new(Arc::clone(&addresses)));
-                self.silent.invalidate(name);
-                Ok(addresses)
-            }
-            Some(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
-                self.silent.invalidate(name);
-                Err(ResolveError::Dns(Arc::new(error)))
-            }
-            Some(Err(_)) | None => Err(self.note_silence(name)),
-        }
-    }
-
-    fn note_silence(&self, name: &str) -> ResolveError {
-        let before = self.silent.get(name).map(|silence| silence.lasts * 2);
-        let lasts = before.unwrap_or(SILENCE).min(SILENCE_MAX);
-        self.silent.insert(name.to_owned(), Silence { since: Instant::now(), lasts });
-        ResolveError::Left(lasts)
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{Instrument, Span};
 
 use super::egress::ProxyTrouble;
+use super::resolve::NamesTrouble;
 use super::transport::Transport;
 use walhook_core::attempt::{Attempt, Delivery, Meaning, Outcome};
 use walhook_core::endpoint::Endpoint;
@@ -41,6 +42,15 @@ impl Sender {
     pub fn proxy_trouble(&self) -> Option<ProxyTrouble> {
         match self {
             Self::Live(transport) => transport.proxy_trouble(),
+            Self::Log => None,
+        }
+    }
+
+    /// What is wrong with this machine's name servers now. See [`Transport::names_trouble`].
+    #[must_use]
+    pub fn names_trouble(&self) -> Option<NamesTrouble> {
+        match self {
+            Self::Live(transport) => transport.names_trouble(),
             Self::Log => None,
         }
     }

@@ -36,7 +36,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use super::resolve::{Lookup, Resolver, system_lookup};
+use super::resolve::{Lookup, NamesTrouble, Resolver, system_lookup};
 use crate::egress::{Policy, Proxy, ProxyError, ProxyTrouble};
 use crate::exchange::{Answer, Exchange, Failure};
 use crate::retry_after::parse_retry_after;
@@ -126,6 +126,7 @@ pub enum TransportError {
 #[derive(Debug, Clone)]
 pub struct Transport {
     clients: Arc<Clients>,
+    names: Resolver,
     tunnels: Option<Arc<Tunnels>>,
     memory: Arc<AnswerMemory>,
     workers: Arc<Workers>,
@@ -201,11 +202,13 @@ impl Transport {
         let memory = Arc::new(AnswerMemory::new(memory_limit));
         let patience = requests.connect_timeout;
         let tunnels = proxy.map(|it| Arc::new(Tunnels::new(it, resolver.clone(), patience)));
+        let names = resolver.clone();
         let tcp = TcpConnector::new(resolver, tunnels.clone(), patience, Arc::clone(&memory));
         let clients = Clients::new(&tcp, tls, bounds);
         let workers = Workers::start(clients.keeper()).map_err(TransportError::Threads)?;
         Ok(Self {
             clients: Arc::new(clients),
+            names,
             tunnels,
             memory,
             workers: Arc::new(workers),
@@ -243,6 +246,12 @@ impl Transport {
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.memory.bytes()
+    }
+
+    /// What is wrong with this machine's name servers now: they answer for no name.
+    #[must_use]
+    pub fn names_trouble(&self) -> Option<NamesTrouble> {
+        self.names.trouble()
     }
 
     /// What is wrong with `egress.proxy` now, where all that is sent goes through it.

@@ -37,6 +37,8 @@ impl Driver {
         let theirs = || self.tools.workers.as_ref()?.proxy_trouble(now);
         let trouble = own.or_else(theirs);
         self.tools.tell.proxy(trouble.as_ref().map(|(since, reason)| (*since, &**reason)));
+        let names = self.tools.sender.names_trouble();
+        self.tools.tell.names(names.as_ref().map(|it| (it.since, &*it.reason)));
     }
 
     /// The last line of a leader that was asked to stop.

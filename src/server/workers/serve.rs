@@ -378,6 +378,8 @@ impl Worker {
         metrics.connection_bytes.set(count(self.serves.transport.held_bytes()));
         let trouble = self.serves.transport.proxy_trouble();
         self.serves.tell.proxy(trouble.as_ref().map(|it| (it.since, &*it.reason)));
+        let names = self.serves.transport.names_trouble();
+        self.serves.tell.names(names.as_ref().map(|it| (it.since, &*it.reason)));
         let state = self.serving.state();
         let bus = watch.state();
         let heard = Heard {

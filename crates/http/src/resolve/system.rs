@@ -23,6 +23,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::time::Instant;
 
+use super::Found;
 use walhook_process::faults;
 
 /// Name servers that are asked. Source: resolv.conf(5), `MAXNS`.
@@ -79,19 +80,20 @@ impl System {
     ///
     /// # Errors
     /// `TimedOut` when no name server answers in time.
-    pub(crate) async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+    pub(super) async fn addresses(&self, name: &str) -> io::Result<Found> {
         if let Ok(address) = name.parse() {
-            return Ok(vec![address]);
+            return Ok(Found { addresses: vec![address], by_servers: false });
         }
         // A name of the DNS is no host name by RFC 952: `my_service` and `tenant_1.example` may be there.
-        let name = Name::from_str_relaxed(name.to_ascii_lowercase()).map_err(io::Error::other)?;
+        let name = Name::from_str_relaxed(name.to_ascii_lowercase())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let asked = self.asked()?;
         let here = asked.in_hosts(&name);
         if !here.is_empty() {
-            return Ok(here);
+            return Ok(Found { addresses: here, by_servers: false });
         }
         let found = asked.resolver.lookup_ip(name).await.map_err(told)?;
-        Ok(found.iter().collect())
+        Ok(Found { addresses: found.iter().collect(), by_servers: true })
     }
 
     fn asked(&self) -> io::Result<Arc<Asked>> {
@@ -162,17 +164,20 @@ fn told(error: NetError) -> io::Error {
     {
         return io::Error::from_raw_os_error(code);
     }
-    let NetError::Dns(DnsError::NoRecordsFound(none)) = error else {
+    let code = if let NetError::Dns(DnsError::NoRecordsFound(none)) = &error {
+        none.response_code
+    } else if let NetError::Dns(DnsError::ResponseCode(code)) = &error {
+        *code
+    } else {
         return io::Error::other(error);
     };
-    let none = none.response_code;
-    if none == ResponseCode::NXDomain {
+    if code == ResponseCode::NXDomain {
         return io::Error::new(io::ErrorKind::NotFound, "there is no such name");
     }
-    if none == ResponseCode::NoError {
+    if code == ResponseCode::NoError {
         return io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     }
-    io::Error::other(format!("the name servers say {none}"))
+    io::Error::other(format!("the name servers say {code}"))
 }
 
 /// What `/etc/resolv.conf` says. What cannot be read is passed over, as the C library does.

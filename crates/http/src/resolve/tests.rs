@@ -56,7 +56,8 @@ impl NameServer {
                 if name.ends_with(".absent") || *server.down.lock().unwrap() {
                     return Err(io::Error::other("no such name"));
                 }
-                Ok(server.answer.lock().unwrap().clone())
+                let addresses = server.answer.lock().unwrap().clone();
+                Ok(Found { addresses, by_servers: true })
             })
         };
         let resolver = Resolver::new(Arc::default(), Arc::new(lookup), patience);
@@ -143,7 +144,6 @@ async fn name_server_that_speaks_again_is_heard_within_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-#[tokio::test(start_paused = true)]
 async fn name_that_had_no_turn_is_not_to_blame_and_is_asked_for_later() {
     let server = NameServer::answering(&["1.1.1.1"]);
     // Its account's turn comes no more within the first, and within the second it is a slow one.
@@ -164,6 +164,7 @@ async fn name_that_had_no_turn_is_not_to_blame_and_is_asked_for_later() {
     assert!(matches!(other, Err(ResolveError::Crowded)), "{other:?}");
 }
 
+#[tokio::test(start_paused = true)]
 async fn name_that_is_slow_is_known_once_it_was_answered_for() {
     let server = NameServer::answering(&["1.1.1.1"]);
     let resolver = server.resolver(DEFAULT_PATIENCE);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
 use hickory_resolver::proto::op::{Message, MessageType, ResponseCode};
@@ -11,14 +11,16 @@ use hickory_resolver::proto::rr::{RData, Record, RecordType};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::egress::Policy;
 use crate::resolve::{Lookup, ResolveError, Resolver};
 use walhook_core::event::AccountId;
 
 /// Knows `*.example`, with an address of each family; says that there is nothing else, and nothing at
-/// all of names below `silent`. On a thread of its own: it has its turns however much its askers have to do.
+/// all of names below `silent`; where it is told to fail, it can say of no name what it has. On a thread of its own: it has its turns however much its askers have to do.
 struct NameServer {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    fails: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -27,7 +29,8 @@ impl NameServer {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
+        let fails = Arc::new(AtomicBool::new(false));
+        let (count, failing) = (Arc::clone(&asked), Arc::clone(&fails));
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
@@ -36,13 +39,13 @@ impl NameServer {
                     return;
                 }
                 count.fetch_add(1, SeqCst);
-                if let Some(answer) = answer(&buffer[..bytes]) {
+                if let Some(answer) = answer(&buffer[..bytes], failing.load(SeqCst)) {
                     // Who asked may have gone.
                     let _gone = socket.send_to(&answer, from);
                 }
             }
         });
-        Self { address, asked, thread: Some(thread) }
+        Self { address, asked, fails, thread: Some(thread) }
     }
 
     fn system(&self, files: &Files) -> System {
@@ -60,7 +63,7 @@ impl Drop for NameServer {
     }
 }
 
-fn answer(question: &[u8]) -> Option<Vec<u8>> {
+fn answer(question: &[u8], fails: bool) -> Option<Vec<u8>> {
     let mut message = Message::from_vec(question).unwrap();
     let query = message.queries[0].clone();
     let name = query.name().to_string();
@@ -73,7 +76,9 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
     } else {
         RData::AAAA(AAAA::new(0x2606, 0, 0, 0, 0, 0, 0, 1))
     };
-    if name.ends_with(".example.") {
+    if fails || name.contains("lame") {
+        message.metadata.response_code = ResponseCode::ServFail;
+    } else if name.ends_with(".example.") {
         message.answers.push(Record::from_rdata(query.name().clone(), 60, data));
     } else {
         message.metadata.response_code = ResponseCode::NXDomain;
@@ -105,7 +110,7 @@ const CONF: &str = "nameserver 127.0.0.1\n";
 
 async fn addresses(system: &System, name: &str) -> Result<BTreeSet<String>, io::ErrorKind> {
     let found = system.addresses(name).await.map_err(|error| error.kind())?;
-    Ok(found.iter().map(ToString::to_string).collect())
+    Ok(found.addresses.iter().map(ToString::to_string).collect())
 }
 
 fn lookup(system: System) -> Arc<Lookup> {
@@ -175,6 +180,52 @@ async fn system_resolver_reads_the_files_again_after_they_change() {
     };
     look_again();
     assert_eq!(addresses(&system, "later.internal").await, Ok(set(["10.0.0.9"])));
+}
+
+#[tokio::test]
+async fn outage_of_the_name_servers_is_told_from_names_of_others_that_fail() {
+    let server = NameServer::start();
+    let files = Files::new("10.0.0.9 here.internal\n", CONF);
+    let policy = Policy { allow: vec!["10.0.0.0/8".parse().unwrap()], ..Policy::default() };
+    let lookup = lookup(server.system(&files));
+    let resolver = Resolver::new(Arc::new(policy), lookup, Duration::from_secs(10));
+    let ask = async |names: &[&str]| {
+        for name in names {
+            let _failed = resolver.endpoint(name, &AccountId::new(*name)).await;
+        }
+    };
+    let asked_beside = async |count: usize| {
+        while server.asked.load(SeqCst) < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    ask(&["a.example", "b.example"]).await;
+    // Names whose own servers fail, whatever number: the others are asked for, and are answered.
+    let before = server.asked.load(SeqCst);
+    ask(&["1.lame", "2.lame", "3.lame"]).await;
+    asked_beside(before + 3 * 2 + 2 * 2).await;
+    let settled = Instant::now();
+    while resolver.trouble().is_some() {
+        assert!(settled.elapsed() < Duration::from_secs(30), "names of others that fail are told");
+        tokio::task::yield_now().await;
+    }
+
+    server.fails.store(true, SeqCst);
+    let began = Instant::now();
+    ask(&["1.lame", "c.example", "2.lame", "3.lame"]).await;
+    while resolver.trouble().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(60), "an outage is not told");
+        // What stands in a file is no answer of theirs, nor is what can be no name.
+        ask(&["1.lame", "here.internal", "two..dots"]).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let reason = resolver.trouble().unwrap().reason;
+    assert!(reason.ends_with("the name servers say Server Failure"), "{reason}");
+    assert!(!reason.contains("lame") && !reason.contains("example"), "{reason}");
+    // That there is no such name is an answer.
+    server.fails.store(false, SeqCst);
+    ask(&["none.absent"]).await;
+    assert_eq!(resolver.trouble(), None);
 }
 
 #[test]

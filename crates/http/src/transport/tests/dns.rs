@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::resolve::Found;
 
 /// A transport for which these names resolve to these addresses, and no other name resolves.
 pub(super) fn naming(names: &[(&str, &[&str])], egress: &Egress) -> Transport {
@@ -23,7 +24,8 @@ pub(super) fn lookup(names: &[(&str, &[&str])]) -> Arc<Lookup> {
         names.iter().map(|(name, texts)| ((*name).to_owned(), addresses(texts))).collect();
     Arc::new(move |name| {
         let found = names.iter().find(|(known, _)| *known == name);
-        let found = found.map(|(_, addresses)| addresses.clone());
+        let served = |addresses| Found { addresses, by_servers: true };
+        let found = found.map(|(_, addresses)| served(addresses.clone()));
         Box::pin(std::future::ready(found.ok_or(std::io::ErrorKind::NotFound.into())))
     })
 }
@@ -84,7 +86,8 @@ async fn case_31_name_that_resolves_otherwise_the_second_time_is_judged_the_seco
     let asked = Arc::clone(&turn);
     let rebinding: Arc<Lookup> = Arc::new(move |_| {
         let address = asked.lock().unwrap().pop().unwrap();
-        Box::pin(std::future::ready(Ok(vec![address.parse().unwrap()])))
+        let addresses = vec![address.parse().unwrap()];
+        Box::pin(std::future::ready(Ok(Found { addresses, by_servers: true })))
     });
     let tls = tls_config([]).unwrap();
     let transport =

@@ -120,6 +120,7 @@ async fn not_yet_to_be_sent_again(world: &World, holding: &str) -> Result<()> {
     ensure!(said.contains("is not in this range, which ends at the checkpoint"), "{said}");
     let counts = world.walhook_json(&dry_run).await?;
     ensure!(counts["left_out_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{counts}");
+    ensure!(counts["left_out_events"] == 1, "{counts}");
     Ok(())
 }
 

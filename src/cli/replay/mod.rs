@@ -132,14 +132,13 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
                 ensure_live(&config)?;
             }
             let (range, left_out_bytes) = replay::range(&config, asked).await?;
-            let left_out = print::left_out(range.to, left_out_bytes, config.wal.max_hold);
+            let max_hold = config.wal.max_hold;
             if dry_run {
                 let counts = replay::count(&config, &range, left_out_bytes).await?;
                 if common.json {
                     return print_json(&counts);
                 }
-                print_line(&print::counts_text(&counts, &range))?;
-                return left_out.map_or(Ok(()), |left_out| print_line(&left_out));
+                return print_line(&print::counts_text(&counts, &range, max_hold));
             }
             let wait = wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
             let sent = carry_out(&config, &range, wait, common.json).await?;
@@ -147,6 +146,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
                 print_line(
                     "nothing was sent; the same command with --dry-run says what the range has",
                 )?;
+                let left_out = print::left_out(range.to, left_out_bytes, max_hold);
                 return left_out.map_or(Ok(()), |left_out| print_line(&left_out));
             }
             Ok(())

@@ -98,29 +98,50 @@ pub(in crate::cli) fn bar(replay: &ReplayView) -> String {
 }
 
 /// What a dry run counted.
-pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange) -> String {
-    let CountsView { events, deliveries, by_type, unroutable, .. } = counts;
+pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange, max_hold: Duration) -> String {
+    let CountsView { events, deliveries, by_type, unroutable, left_out_bytes, .. } = counts;
     let ReplayRange { from, to, .. } = range;
     let some = |n: u64, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
     let deliveries = some(*deliveries, "delivery", "deliveries");
     let of = some(*events, "event", "events");
-    let mut text = format!("{from} to {to} would send {deliveries} of {of}");
+    let mut lines = vec![format!("{from} to {to} would send {deliveries} of {of}")];
     for (event_type, count) in by_type {
         let nobody = if *count == 0 { ": no endpoint that is switched on wants it" } else { "" };
-        text.push_str(&format!("\n  {event_type}  {count}{nobody}"));
+        lines.push(format!("  {event_type}  {count}{nobody}"));
     }
+    let left_out = left_out(*to, *left_out_bytes, max_hold);
     if *events == 0 {
-        text.push_str(
-            "\nno change of the range becomes such an event: it is of another account or type, no rule names its \
-             table and operation, or the rule's `when` is false for it",
-        );
+        lines.extend(why_nothing(counts, left_out));
+    } else {
+        lines.extend(left_out);
     }
     if *unroutable > 0 {
-        text.push_str(&format!(
-            "\n{unroutable} changes could not be turned into an event and are not sent again"
+        lines.push(format!(
+            "{unroutable} changes could not be turned into an event and are not sent again"
         ));
     }
-    text
+    lines.join("\n")
+}
+
+/// Why a dry run found none: what it knows, or else the likelier cause first.
+fn why_nothing(counts: &CountsView, left_out: Option<String>) -> Vec<String> {
+    let CountsView { other_events, left_out_events, .. } = counts;
+    let in_range = match other_events {
+        0 => "no change of the range becomes an event: no rule names its table and operation, or the rule's `when` \
+              is false for it"
+            .to_owned(),
+        1 => "the range has 1 event, which is of another account or type".to_owned(),
+        n => format!("the range has {n} events, which are of other accounts or types"),
+    };
+    match (left_out, left_out_events) {
+        (None, _) | (Some(_), Some(0)) => vec![in_range],
+        (Some(left_out), Some(n)) => {
+            let are = if *n == 1 { "1 such event is" } else { &format!("{n} such events are") };
+            vec![format!("{are} in what is left out: {left_out}; try again then")]
+        }
+        // It was not looked at.
+        (Some(left_out), None) => vec![left_out, in_range],
+    }
 }
 
 /// What a range does not have since it ends at the checkpoint.
@@ -159,14 +180,32 @@ mod tests {
             from_oldest: false,
             filter: walhook_core::replay::ReplayFilter::default(),
         };
-        let none = counts_text(&CountsView::default(), &range);
-        assert!(
-            none.contains("0 deliveries of 0 events\nno change of the range becomes"),
-            "{none}"
-        );
+        let hold = Duration::from_secs(30);
+        let why = |counts: CountsView| {
+            let text = counts_text(&counts, &range, hold);
+            text.split_once("0 deliveries of 0 events\n")
+                .unwrap_or_else(|| panic!("{text}"))
+                .1
+                .to_owned()
+        };
+        let of_rules = "no change of the range becomes an event: no rule names";
+        let (none, left_out_bytes) = (CountsView::default, 100);
+        assert!(why(none()).starts_with(of_rules));
+        let others = CountsView { other_events: 3, ..none() };
+        assert_eq!(why(others), "the range has 3 events, which are of other accounts or types");
+        // What was committed a moment ago is known to be it, or not, or it is the likelier cause.
+        let later = CountsView { left_out_bytes, left_out_events: Some(1), ..none() };
+        let later = why(later);
+        assert!(later.starts_with("1 such event is in what is left out: what was committed from"));
+        assert!(later.ends_with("wal.max_hold (30s); try again then") && !later.contains("rule"));
+        let known = CountsView { left_out_bytes, left_out_events: Some(0), ..none() };
+        assert!(why(known).starts_with(of_rules));
+        let unknown = why(CountsView { left_out_bytes, ..none() });
+        assert!(unknown.starts_with("what was committed from 0/C8 on is not in this range"));
+        assert!(unknown.contains(&format!("\n{of_rules}")), "{unknown}");
         let by_type = [("a.b".to_owned(), 0), ("a.c".to_owned(), 2)].into();
         let unwanted = CountsView { events: 3, deliveries: 2, by_type, ..CountsView::default() };
-        let text = counts_text(&unwanted, &range);
+        let text = counts_text(&unwanted, &range, hold);
         assert!(
             text.ends_with("\n  a.b  0: no endpoint that is switched on wants it\n  a.c  2"),
             "{text}"

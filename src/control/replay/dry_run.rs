@@ -1,22 +1,32 @@
 //! What a replay would send, counted by reading the range here.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::server::range::Range;
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, Item};
+use walhook_core::lsn::Lsn;
 use walhook_core::replay::ReplayRange;
 use walhook_postgres::lookup::{self, Lookups};
 use walhook_postgres::sql::Connection;
 
 /// Batches on their way.
 const BATCHES: usize = 8;
+
+/// What was committed behind the range is looked through where it is no more WAL than this: it mostly is of the last
+/// seconds.
+const LEFT_OUT_READ_MAX: u64 = 16 << 20;
+
+/// And in this time.
+const LEFT_OUT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Accounts whose events are counted together before their endpoints are looked up.
 const ACCOUNTS_AT_ONCE: usize = 500;
@@ -26,6 +36,8 @@ const ACCOUNTS_AT_ONCE: usize = 500;
 pub(crate) struct CountsView {
     /// Events that the filter admits, whether or not anyone wants them.
     pub(crate) events: u64,
+    /// Events that it does not admit: of other accounts or types.
+    pub(crate) other_events: u64,
     /// Deliveries to the endpoints of now.
     pub(crate) deliveries: u64,
     /// Deliveries by event type.
@@ -35,9 +47,11 @@ pub(crate) struct CountsView {
     /// Bytes of WAL behind the range that are not counted, for the checkpoint has not passed them; 0 where the range
     /// ends before the checkpoint.
     pub(crate) left_out_bytes: u64,
+    /// Events that the filter admits in that; null where that was not looked at, as where `events` is not 0.
+    pub(crate) left_out_events: Option<u64>,
 }
 
-/// Reads the range, which leaves out so many bytes of WAL, and counts. Sends nothing.
+/// Reads the range, which leaves out so many bytes of WAL, and counts; where nothing is found, those too. Sends nothing.
 ///
 /// # Errors
 /// When the range cannot be read, or endpoints not looked up.
@@ -63,9 +77,9 @@ pub(crate) async fn count(
                     let types = pending.entry(event.account.clone()).or_default();
                     *types.entry(event.event_type.to_string()).or_default() += 1;
                 }
+                Item::Event(_) => counts.other_events += 1,
                 Item::Unroutable(_) => counts.unroutable += 1,
-                Item::Event(_)
-                | Item::Begin { .. }
+                Item::Begin { .. }
                 | Item::Invalidate(_)
                 | Item::Commit { .. }
                 | Item::Pause
@@ -79,7 +93,34 @@ pub(crate) async fn count(
     }
     route(&client, &lookups, range, &mut pending, &mut counts).await?;
     task.join_next().await.context("the reader is gone")?.context("the reader panicked")??;
+    if counts.events == 0 {
+        counts.left_out_events = look_behind(config, range, left_out_bytes).await;
+    }
     Ok(counts)
+}
+
+/// How many events that the filter admits lie in so many bytes of WAL behind the range; `None` where there are none, or
+/// too many, or they cannot be read now: what was asked for is counted all the same.
+async fn look_behind(config: &Config, range: &ReplayRange, bytes: u64) -> Option<u64> {
+    if bytes == 0 || bytes > LEFT_OUT_READ_MAX {
+        return None;
+    }
+    let purpose = format!("dry_rest_{}", std::process::id());
+    let end = Lsn(range.to.0.saturating_add(bytes));
+    let counted = async {
+        let reader = Range::open(config, range.to, end, false, &purpose).await.ok()?;
+        let (out, mut batches) = mpsc::channel(BATCHES);
+        let mut task = JoinSet::new();
+        task.spawn(reader.read(out));
+        let mut events = 0;
+        while let Some(batch) = batches.recv().await {
+            let admits =
+                |item: &&Item| matches!(item, Item::Event(event) if range.filter.admits(event));
+            events += batch.items.iter().filter(admits).count() as u64;
+        }
+        task.join_next().await?.ok()?.ok().map(|()| events)
+    };
+    timeout(LEFT_OUT_PATIENCE, counted).await.ok().flatten()
 }
 
 /// Counts the deliveries of what is pending.

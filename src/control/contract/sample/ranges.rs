@@ -172,5 +172,13 @@ pub(crate) fn cancelled() -> CancelledView {
 
 pub(crate) fn counts() -> CountsView {
     let by_type = BTreeMap::from([("subscriber.updated".to_owned(), 8)]);
-    CountsView { events: 4, deliveries: 8, by_type, unroutable: 1, left_out_bytes: 512 }
+    CountsView {
+        events: 4,
+        other_events: 3,
+        deliveries: 8,
+        by_type,
+        unroutable: 1,
+        left_out_bytes: 512,
+        left_out_events: None,
+    }
 }

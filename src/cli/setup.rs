@@ -34,7 +34,8 @@ pub struct Args {
     /// delivered. What they held is gone: deferred deliveries and dead letters; `walhook replay start` sends the events again
     #[arg(long, conflicts_with = "print_sql")]
     adopt_slot: bool,
-    /// Set up one more pipeline beside one of the same state schema that no instance runs
+    /// Set up one more pipeline beside one of the same state schema that no instance runs, or in a copy of a database that
+    /// has one
     #[arg(long, conflicts_with = "print_sql")]
     new_pipeline: bool,
     /// Make the state tables those of this earlier version, for a walhook that refuses them, and do nothing else.

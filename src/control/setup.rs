@@ -98,7 +98,7 @@ pub(crate) struct Options<'a> {
     pub(crate) wait: Duration,
     /// A slot of our name that is there is ours, although no state table says so.
     pub(crate) adopts_slot: bool,
-    /// This pipeline is one more, although another of the schema is not running.
+    /// This pipeline is one more, although another of the schema is not running, or is of a database that this is a copy of.
     pub(crate) adds_pipeline: bool,
 }
 

@@ -6,6 +6,8 @@ use crate::control::holder::user;
 use crate::control::{Databases, Failure, idle_pipelines};
 use walhook_core::halt::Halt;
 use walhook_postgres::anchor;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, NE};
 use walhook_postgres::slot::Slot;
 
 /// Refuses a slot that is there before the first checkpoint and was not `recorded` as ours: `slot`, or one of
@@ -49,8 +51,10 @@ pub(super) async fn ensure_ours(
     Ok(())
 }
 
-/// Refuses a new pipeline beside one that nobody runs: mostly it is the same one, and only `source.slot` was changed.
+/// Refuses a new pipeline in a copy of a database that has one, and beside one that nobody runs: mostly it is the same one,
+/// and only `source.slot` was changed.
 pub(super) async fn ensure_one_more(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
+    ensure_no_copy(config, sessions).await?;
     let (schema, own) = (&config.state.schema, &config.source.slot);
     let source = (&*sessions.source, &sessions.identity);
     let idle = idle_pipelines::find(source, sessions.state(), (schema, own)).await?;
@@ -63,6 +67,37 @@ pub(super) async fn ensure_one_more(config: &Config, sessions: &Sessions) -> Res
         "the state schema {schema} holds no pipeline {own}, but {names}, which no instance runs: if `source.slot` \
          was changed or is mistyped, set it back, for what waits there would be sent by nobody; if this is \
          one more pipeline, `walhook setup --new-pipeline`"
+    )))
+}
+
+/// Refuses a database whose state tables came with it from another one: its endpoints did, too.
+async fn ensure_no_copy(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
+    // Elsewhere they may be of many sources.
+    if !sessions.is_one() {
+        return Ok(());
+    }
+    let (schema, own, here) = (&config.state.schema, &config.source.slot, &sessions.identity);
+    let sql = format!(
+        "SELECT pipeline, database FROM {}.meta
+         WHERE pipeline {NE} $1 AND NOT (system_identifier {EQ} $2::pg_catalog.text::numeric AND database {EQ} $3)
+         ORDER BY pipeline LIMIT 1",
+        quote_ident(schema)
+    );
+    let system_identifier = here.system_identifier.to_string();
+    let row = sessions.state().query_opt(&sql, &[own, &system_identifier, &here.database]).await;
+    let Some(row) = row.map_err(anyhow::Error::from)? else { return Ok(()) };
+    let text = |n: usize| row.try_get::<_, String>(n).map_err(anyhow::Error::from);
+    let (pipeline, of, database) = (text(0)?, text(1)?, &here.database);
+    let whose = match of == *database {
+        true => "a database of this name in another cluster".to_owned(),
+        false => format!("the database {of}"),
+    };
+    Err(Failure::Usage(anyhow::anyhow!(
+        "the state tables in the schema {schema} are those of the pipeline {pipeline} of {whose}. If this one \
+         ({database}) is a copy of that, its endpoints are copies too, and walhook would send to your customers: point them \
+         elsewhere first, then `walhook setup --new-pipeline` begins with what is committed from then on, and what waits in \
+         the copied tables is never sent. If it is the same database, which was renamed or has moved, set `source.slot` back \
+         to {pipeline} and run `walhook recover --adopt-cluster`"
     )))
 }
 

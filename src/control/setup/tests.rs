@@ -154,6 +154,33 @@ async fn setup_begins_no_pipeline_beside_one_that_nobody_runs_unless_it_is_told_
 }
 
 #[tokio::test]
+async fn setup_begins_no_pipeline_in_a_database_that_was_restored_with_its_state_unless_it_is_told_to()
+ {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE DATABASE state").await;
+    let elsewhere = format!("[state]\nurl = \"{}\"\n", fixture.cluster.url("state"));
+    for state in ["", &elsewhere] {
+        let mut config = fixture.config(state);
+        steps(&config, None, SOON).await.unwrap();
+        let tables = config.state.url.as_ref().unwrap_or(&config.source.url);
+        let tables = Connection::open(tables, "test").await.unwrap();
+        tables.batch_execute("UPDATE walhook.meta SET system_identifier = 1").await.unwrap();
+        config.source.slot = "second".to_owned();
+        let refused = steps(&config, None, SOON).await;
+        if state.is_empty() {
+            let Err(Failure::Usage(error)) = refused else { panic!("{refused:?}") };
+            let error = error.to_string();
+            assert!(error.contains("pipeline walhook of a database of this name in another"));
+            assert!(error.contains("send to your customers") && error.contains("--new-pipeline"));
+        } else {
+            // One state database is for the pipelines of many sources.
+            refused.unwrap();
+        }
+        fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
+    }
+}
+
+#[tokio::test]
 async fn setup_begins_a_pipeline_beside_one_that_runs() {
     let fixture = Fixture::start().await;
     let mut config = fixture.config("");

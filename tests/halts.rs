@@ -86,7 +86,10 @@ async fn halt_names_its_reason_and_ends_when_that_is_fixed() -> Result<()> {
         (
             "UPDATE walhook.meta SET database = 'production'".to_owned(),
             "UPDATE walhook.meta SET database = 'postgres'".to_owned(),
-            vec!["is postgres, it was production", "it would send to your customers"],
+            vec![
+                "postgres, and walhook was set up for production",
+                "it would send to your customers",
+            ],
         ),
         (
             "UPDATE walhook.checkpoint SET frontier = '0/100'".to_owned(),

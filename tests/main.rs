@@ -58,6 +58,7 @@ mod receivers;
 mod recording;
 mod recovery;
 mod refusals;
+mod renamed;
 mod replay;
 mod reserved_slots;
 mod retry_after;

@@ -31,7 +31,7 @@ pub struct Args {
     /// Give up what can be read from no slot any more; make a new slot where it is gone or lost
     #[arg(long)]
     accept_gap: bool,
-    /// Go on at the database that answers now, which is another than the one that was set up
+    /// Go on at the database that answers now, which is another than the one that was set up, or was renamed
     #[arg(long)]
     adopt_cluster: bool,
     /// Give up what cannot be read of the transaction with this commit LSN, which the halt names

@@ -141,6 +141,11 @@ impl Sessions {
         let of = |id: &SourceIdentity| (id.system_identifier, id.timeline);
         of(&self.found) == of(&self.stored)
     }
+
+    /// Whether the same cluster answers, with a database of another name: the same one, renamed, if it has the slot.
+    fn has_other_name(&self) -> bool {
+        self.same_wal() && self.found.database != self.stored.database
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -182,6 +187,17 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
     let older = slot.as_ref().filter(|_| sessions.same_wal());
     let older = older.and_then(|slot| halt::check_wal_end(slot.wal_end, from).err());
     let bad_slot = bad_slot.or(older);
+    if let Some(of) = slot.as_ref().filter(|slot| !slot.here).and_then(|it| it.database.as_ref())
+        && sessions.has_other_name()
+    {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "the database {} is not {} under another name: the slot {name}, which stays with its database when that is \
+             renamed, belongs to {of}. Let source.url lead to {of}; for a pipeline of this database, choose another \
+             source.slot and run `walhook setup`",
+            sessions.found.database,
+            sessions.stored.database
+        )));
+    }
     let reason = match (&other_source, &bad_slot, adopt) {
         (None, None, true) => {
             let why = format!("this is the database that was set up ({})", sessions.stored);
@@ -258,24 +274,37 @@ async fn readable(config: &Config, sessions: &Sessions, begin: Begin) -> Result<
 }
 
 impl Plan {
-    fn to_text(&self, config: &Config, sessions: &Sessions) -> String {
-        let mut lines = vec![];
-        if self.adopt {
-            lines.push(format!("It was set up for  {}", sessions.stored));
-            lines.push(format!("It is to adopt     {}", sessions.found));
-            if sessions.same_wal() && sessions.found.database == sessions.stored.database {
-                lines.push("Only the hosts in source.url differ.".to_owned());
-            }
-            lines.push(
-                "If that is a copy, do not go on: walhook would send to your customers.".to_owned(),
-            );
-            if sessions.prepared {
-                lines.push(
-                    "An upgrade was prepared: after pg_upgrade, `walhook upgrade finish` gives up nothing."
-                        .to_owned(),
-                );
-            }
+    /// Which database is adopted in place of which.
+    fn adopted(&self, config: &Config, sessions: &Sessions) -> Vec<String> {
+        let mut lines = vec![
+            format!("It was set up for  {}", sessions.stored),
+            format!("It is to adopt     {}", sessions.found),
+        ];
+        if sessions.same_wal() && sessions.found.database == sessions.stored.database {
+            lines.push("Only the hosts in source.url differ.".to_owned());
         }
+        let is_renamed = sessions.has_other_name() && self.begin == Begin::Checkpoint;
+        if is_renamed {
+            lines.push(format!(
+                "The slot {} is this database's own: it is the same one, which was renamed.",
+                config.source.slot
+            ));
+        }
+        let copy = if is_renamed { "a copy of the server" } else { "a copy" };
+        lines.push(format!(
+            "If that is {copy}, do not go on: walhook would send to your customers."
+        ));
+        if sessions.prepared {
+            lines.push(
+                "An upgrade was prepared: after pg_upgrade, `walhook upgrade finish` gives up nothing."
+                    .to_owned(),
+            );
+        }
+        lines
+    }
+
+    fn to_text(&self, config: &Config, sessions: &Sessions) -> String {
+        let mut lines = if self.adopt { self.adopted(config, sessions) } else { vec![] };
         let slot = &config.source.slot;
         let from = self.from;
         let to = match self.begin {

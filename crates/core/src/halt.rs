@@ -198,7 +198,8 @@ pub enum Halt {
     RuleBroken(String),
 }
 
-/// In what a database differs from the one that walhook was set up for. Where it is the host, all else is the same.
+/// In what a database differs from the one that walhook was set up for. Where it is the name, cluster and timeline are the
+/// same; where it is the host, all else is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Differs {
     /// The cluster's own number.
@@ -215,7 +216,14 @@ fn of_other_source(what: Differs, found: &str, expected: &str) -> String {
     let what = match what {
         Differs::SystemIdentifier => "its system identifier",
         Differs::Timeline => "its timeline",
-        Differs::Name => "its name",
+        Differs::Name => {
+            return format!(
+                "source.url leads to the database {found}, and walhook was set up for {expected} of the same cluster. \
+                 If {expected} was renamed, `walhook recover --adopt-cluster` takes note of its name and goes on at the \
+                 checkpoint: nothing is lost. If {found} is another database, correct source.url; if this is a copy \
+                 of the server, do not run walhook on it: it would send to your customers"
+            );
+        }
         Differs::Host => {
             return format!(
                 "source.url names other hosts than when walhook was set up: {found}, it was {expected}; \
@@ -386,10 +394,13 @@ mod tests {
             "{renamed}"
         );
         assert!(renamed.contains("nothing is lost") && !renamed.contains("gap"), "{renamed}");
-        let copied = said(SourceIdentity { host, database: "copy".into(), ..ours.clone() });
-        assert!(
-            copied.contains("its name is copy, it was app") && copied.contains("gap"),
-            "{copied}"
-        );
+        for host in [host, ours.host.clone()] {
+            let other = said(SourceIdentity { host, database: "app2".into(), ..ours.clone() });
+            assert!(other.contains("the database app2, and walhook was set up for app"), "{other}");
+            assert!(other.contains("nothing is lost") && !other.contains("gap"), "{other}");
+        }
+        let copied = said(SourceIdentity { system_identifier: 2, ..ours.clone() });
+        assert!(copied.contains("its system identifier is 2, it was 1"), "{copied}");
+        assert!(copied.contains("gap"), "{copied}");
     }
 }

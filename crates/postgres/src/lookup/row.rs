@@ -75,8 +75,8 @@ pub(super) fn read(row: &RowText<'_>, account: &AccountId, prefix: &str) -> Endp
     let mut wrong = Vec::new();
     let mut endpoint = empty(id(row, &mut wrong), account);
     let mut take = |column: &str, complaint: &str| wrong.push(format!("{column} {complaint}"));
-    match row.url.map(read_url) {
-        Some(Ok((url, _))) => url.clone_into(&mut endpoint.url),
+    match row.url.map(|url| read_url(url).map(|_| url.trim())) {
+        Some(Ok(url)) => url.clone_into(&mut endpoint.url),
         Some(Err(complaint)) => take("the url", complaint),
         None => take("the url", "is null"),
     }

@@ -162,7 +162,7 @@ fn error_names_place_key_and_fix() {
         ),
         (
             "[log]\nlevel = 3",
-            "w.toml:6:9: log.level: invalid type: integer `3`, expected a text in quotes",
+            "w.toml:6:9: log.level: invalid type: integer, expected a text in quotes",
         ),
         (
             "[egress]\ndeny = 3",
@@ -280,6 +280,30 @@ fn errors_and_the_printed_configuration_hold_no_secret() {
         let error = parse(Path::new("w.toml"), &text, []).unwrap_err().to_string();
         assert!(error.starts_with("w.toml:2:7: "), "{error}");
         assert!(!error.contains("hush"), "{error}");
+    }
+    // One that is forgotten to be put into quotes.
+    for (section, key) in [
+        ("source", "url"),
+        ("state", "url"),
+        ("notify", "secret"),
+        ("notify", "url"),
+        ("egress", "proxy"),
+        ("workers", "password"),
+        ("workers", "nkey"),
+        ("workers", "creds"),
+        ("workers", "user"),
+    ] {
+        for value in ["83741982", "837419.82", "true", "[83741982]", "{ a = 83741982 }", "1979-05-27"] {
+            let url = if section == "source" { "" } else { "[source]\nurl = \"postgres://h/d\"\n" };
+            let rest = format!("{url}[endpoints]\ntable = \"a.b\"\n");
+            let more = if section == "workers" { "url = \"nats://h:1\"\n" } else { "" };
+            let text = format!("[{section}]\n{key} = {value}\n{more}{rest}");
+            let error = parse(Path::new("w.toml"), &text, []).unwrap_err().to_string();
+            assert!(error.starts_with("w.toml:2:"), "{section}.{key} = {value}: {error}");
+            for part in ["837419", "82", "true", "1979", "05-27"] {
+                assert!(!error.contains(part), "{section}.{key} = {value}: {error}");
+            }
+        }
     }
     let more = "[state]\nurl = \"postgres://u:hush@h/d\"\n[notify]\nurl = \"https://h/hush?hush\"\n\
                 secret = \"hush\"\n";

@@ -1,6 +1,8 @@
 //! What fails now: as the leader has stored it, as an instance on this machine says, and as the age of the
 //! checkpoint shows.
 
+use std::time::Duration;
+
 use super::super::instance;
 use crate::config::Config;
 use crate::server::health::CHECKPOINT_OLD;
@@ -32,15 +34,20 @@ pub(super) fn troubles(
         }
     }
     let state = Part::State.as_str();
+    // A leader that has just begun has written none yet, however long nobody led before.
+    let since_us = overview.frontier_at_us.max(overview.taken_at_us.unwrap_or(i64::MIN));
+    let nobody_led = Duration::from_micros(since_us.abs_diff(overview.frontier_at_us));
+    let unwritten = overview.frontier_age_seconds - nobody_led.as_secs_f64();
     if running == Some(true)
-        && overview.frontier_age_seconds >= CHECKPOINT_OLD.as_secs_f64()
+        && !is_leader
+        && unwritten >= CHECKPOINT_OLD.as_secs_f64()
         && all.iter().all(|known| known.part != state)
     {
         let holder = overview.holder.as_deref().unwrap_or("the leader");
         all.push(Told {
             part: state.to_owned(),
             says: Part::State.says().to_owned(),
-            since: rfc3339(overview.frontier_at_us),
+            since: rfc3339(since_us),
             error: "a leader runs, and the checkpoint was not written for 30 s or more".to_owned(),
             fix: format!("see the log or /readyz of {holder}"),
         });

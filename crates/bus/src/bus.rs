@@ -1,9 +1,7 @@
 //! The connection, and what is published and heard over it.
 
-mod asks;
-mod refused;
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,12 +11,10 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, unconstrained};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::options::{BusError, Options};
 use crate::state::{State, Watch};
-use asks::Asks;
-use refused::{Refusals, Refused};
 
 /// A connection to the bus, made again whenever it breaks. Cheap to clone; it ends with its last clone
 /// and its last subscription.
@@ -99,9 +95,8 @@ impl Bus {
 
     async fn open(options: &Options, later: bool) -> Result<Self, BusError> {
         let (seen, seen_by_monitor) = watch::channel(Seen::default());
-        let notes = seen.clone();
         let mut client = options.of_client()?.event_callback(move |event| {
-            notes.send_if_modified(|seen| seen.note(event));
+            seen.send_if_modified(|seen| seen.note(event));
             std::future::ready(())
         });
         if later {
@@ -113,8 +108,7 @@ impl Bus {
         let mut monitor = JoinSet::new();
         let options = Arc::new(options.clone());
         let asks = Asks::new(Arc::clone(&options));
-        let refusals = Refusals::new(Arc::clone(&options), client.clone(), seen);
-        monitor.spawn(observe(client.clone(), (asks, refusals), seen_by_monitor, state_sender));
+        monitor.spawn(observe(client.clone(), asks, seen_by_monitor, state_sender));
         Ok(Self { client, state, options, _monitor: Arc::new(monitor) })
     }
 
@@ -249,14 +243,9 @@ struct Seen {
     trouble: Option<Arc<str>>,
     /// Whether that is the whole reason for which the bus is away.
     is_sure: bool,
-    /// What the server refused of us last on this connection.
+    /// What the server refused of us on this connection.
     refused: Option<Arc<str>>,
-    /// All that a permission is missing for on this connection, up to [`REFUSALS_MAX`].
-    refusals: BTreeSet<Refused>,
 }
-
-/// Of so many refusals it is asked whether they are over: where there are more, they have one cause.
-const REFUSALS_MAX: usize = 32;
 
 impl Seen {
     /// Whether it changes anything.
@@ -266,7 +255,6 @@ impl Seen {
                 self.connected = true;
                 self.connections += 1;
                 (self.trouble, self.refused) = (None, None);
-                self.refusals.clear();
             }
             Event::Disconnected | Event::Closed => {
                 self.connected = false;
@@ -276,10 +264,8 @@ impl Seen {
             Event::SlowConsumer(_) => self.dropped += 1,
             Event::ServerError(error) => {
                 let what = server_error(&error);
-                if let ServerError::Other(said) = &error {
+                if matches!(error, ServerError::Other(_)) {
                     self.refused = Some(what.as_str().into());
-                    self.refusals
-                        .extend(Refused::read(said).filter(|_| self.refusals.len() < REFUSALS_MAX));
                 }
                 return self.went_wrong(&what);
             }
@@ -287,13 +273,6 @@ impl Seen {
             Event::LameDuckMode | Event::Draining => return false,
         }
         true
-    }
-
-    /// Nothing is refused any more.
-    fn forget_refusals(&mut self) {
-        self.trouble.take_if(|trouble| self.refused.as_ref() == Some(trouble));
-        self.refused = None;
-        self.refusals.clear();
     }
 
     fn went_wrong(&mut self, what: &str) -> bool {
@@ -326,11 +305,51 @@ fn client_error(error: &ClientError) -> String {
     }
 }
 
+/// How often it is asked why no server takes us.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// Asks, while the bus is away, why that is so: the client names only the kind of an error.
+struct Asks {
+    options: Arc<Options>,
+    under_way: JoinSet<Option<String>>,
+    at: Instant,
+    /// What came of it; `None` inside: a server took us.
+    answer: Option<Option<Arc<str>>>,
+}
+
+impl Asks {
+    fn new(options: Arc<Options>) -> Self {
+        Self { options, under_way: JoinSet::new(), at: Instant::now(), answer: None }
+    }
+
+    /// Begins where it is time to, once the client has failed to connect.
+    fn look(&mut self, seen: &Seen) {
+        if seen.connected {
+            self.under_way.abort_all();
+            (self.at, self.answer) = (Instant::now(), None);
+        } else if seen.trouble.is_some() && self.under_way.is_empty() && Instant::now() >= self.at {
+            self.at = Instant::now() + ASK_EVERY;
+            let options = Arc::clone(&self.options);
+            self.under_way.spawn(async move { options.why_unreached().await });
+        }
+    }
+
+    /// Waits until one has ended, or another is due.
+    async fn next(&mut self, away: bool) {
+        match self.under_way.join_next().await {
+            Some(Ok(why)) => self.answer = Some(why.map(Into::into)),
+            Some(Err(_given_up)) => {}
+            None if away => sleep_until(self.at).await,
+            None => pending().await,
+        }
+    }
+}
+
 /// Turns what the client tells into the state: connected is said only once the new connection has taken
 /// the subscriptions.
 async fn observe(
     client: Client,
-    (mut asks, mut refusals): (Asks, Refusals),
+    mut asks: Asks,
     mut seen: watch::Receiver<Seen>,
     state: watch::Sender<State>,
 ) {
@@ -343,7 +362,6 @@ async fn observe(
     loop {
         let mut now = seen.borrow_and_update().clone();
         asks.look(&now);
-        refusals.look(&now);
         if let Some(answer) = &asks.answer {
             now.is_sure = true;
             now.trouble = answer.clone().or(now.trouble);
@@ -372,9 +390,6 @@ async fn observe(
             biased;
             changed = seen.changed() => if changed.is_err() { return },
             () = asks.next(away) => {}
-            allowed = refusals.next() => if let Some(connection) = allowed {
-                refusals.end(connection).await;
-            },
         }
     }
 }

@@ -319,7 +319,7 @@ fn of_tls(error: &ConnectError, tls: bool) -> Option<&'static str> {
     let silent = matches!(error.kind(), ConnectErrorKind::TimedOut)
         || matches!(error.kind(), ConnectErrorKind::Io) && io.is_none();
     (tls && silent).then_some(
-        "no word came from it, or the TLS handshake did not end; where its tls section has handshake_first, turn that off, for walhook begins with TLS \
+        "no word came from it; where its tls section has handshake_first, turn that off, for walhook begins with TLS \
          only when the server has spoken",
     )
 }

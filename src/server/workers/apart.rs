@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::serve::Serves;
-use super::troubles::why_away;
 use super::{SHARED_FIX, shared};
 use crate::server::health::{LEADER_SILENT, NO_LEASE, Teller};
 use crate::server::trouble::Part;
@@ -86,19 +85,14 @@ impl Apart {
             );
             fix = LOWER_FIX;
         }
-        // Since when it is away where it never was there: since it started.
-        let away = (!bus.connected).then_some(bus.since);
-        let trouble = if away.is_some_and(|since| now.duration_since(since) >= NO_LEASE) {
-            Some(why_away(bus))
-        } else if let Some(error) = &ignored {
+        let trouble = if let Some(error) = &ignored {
             Some((error.clone(), fix.to_owned()))
         } else {
             let error = |why| format!("a leader is heard, and grants no lease: {why}");
             lasting.map(|(_, why)| (error(why), self.permissions()))
         };
         if let Some((error, fix)) = trouble {
-            let since = away.or(lasting.map(|(since, _)| *since)).unwrap_or(now);
-            let since = *self.since.get_or_insert(since);
+            let since = *self.since.get_or_insert(lasting.map_or(now, |(since, _)| *since));
             self.tell.fails_with(Part::Bus, since, &error, &fix);
         } else if self.since.take().is_some() {
             self.tell.works(Part::Bus);
@@ -160,32 +154,5 @@ mod tests {
         assert!(told.contains("a leader of a lower epoch than the one before is heard"), "{told}");
         assert_eq!(said(long_ago, Some(ANOTHER_WITHIN)), None, "it is not heard any more");
         assert_eq!(said(just_now, None), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn bus_that_is_away_is_told_of_and_why() {
-        let (tell, listen) = Teller::new("p");
-        let subjects = Subjects::new("walhook", "p").unwrap();
-        let subject = "walhook".to_owned();
-        let mut apart = Apart { tell, subject, subjects, since: None, no_lease_since: None };
-        let start = Instant::now();
-        let mut bus = State {
-            connected: false,
-            since: start,
-            max_payload: 0,
-            connections: 0,
-            dropped: 0,
-            trouble: Some("Connection refused".into()),
-            refused: None,
-        };
-        let told =
-            || listen.borrow().troubles.get(&Part::Bus).map(|it| (it.since, it.error.clone()));
-        apart.report(start, None, &bus);
-        assert_eq!(told(), None, "it may come at once");
-        apart.report(start + NO_LEASE, None, &bus);
-        assert_eq!(told(), Some((start, "the bus is away: Connection refused".to_owned())));
-        bus.connected = true;
-        apart.report(start + NO_LEASE, None, &bus);
-        assert_eq!(told(), None);
     }
 }

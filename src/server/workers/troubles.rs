@@ -336,7 +336,7 @@ impl Troubles {
 }
 
 /// That the bus is away, and the fix. What was read of a file of a secret is not read again.
-pub(super) fn why_away(bus: &State) -> (String, String) {
+fn why_away(bus: &State) -> (String, String) {
     let trouble = bus.trouble.as_deref().unwrap_or("connecting");
     (
         format!("the bus is away: {trouble}"),

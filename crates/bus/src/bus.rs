@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_nats::{Client, ClientError, Event, ServerError, StatusCode, Subject};
+use async_nats::Client;
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, unconstrained};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::options::{BusError, Options};
+use crate::seen::{Seen, TOLD_FOR};
 use crate::state::{State, Watch};
+use crate::subscription::{Subscription, Subscriptions};
 
 /// A connection to the bus, made again whenever it breaks. Cheap to clone; it ends with its last clone
 /// and its last subscription.
@@ -23,6 +24,7 @@ pub struct Bus {
     client: Client,
     state: watch::Receiver<State>,
     options: Arc<Options>,
+    subscriptions: Subscriptions,
     /// Ends with the last clone.
     _monitor: Arc<JoinSet<()>>,
 }
@@ -58,23 +60,6 @@ pub enum NotPublished {
     Subject,
 }
 
-/// What a subscription hears.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Received {
-    /// A frame.
-    Frame {
-        /// Where it was published.
-        subject: Subject,
-        /// It.
-        payload: Bytes,
-    },
-    /// What was published with this reply subject has reached nobody: no connection is subscribed to it.
-    NoResponders {
-        /// The reply subject.
-        reply: Subject,
-    },
-}
-
 impl Bus {
     /// Connects in the background, and again whenever the connection breaks: 0.1 to 5 s after, with
     /// jitter. How that goes is told by [`Bus::watch`] and in the log.
@@ -96,7 +81,7 @@ impl Bus {
     async fn open(options: &Options, later: bool) -> Result<Self, BusError> {
         let (seen, seen_by_monitor) = watch::channel(Seen::default());
         let mut client = options.of_client()?.event_callback(move |event| {
-            seen.send_if_modified(|seen| seen.note(event));
+            seen.send_if_modified(|seen| seen.note(event, Instant::now()));
             std::future::ready(())
         });
         if later {
@@ -108,8 +93,10 @@ impl Bus {
         let mut monitor = JoinSet::new();
         let options = Arc::new(options.clone());
         let asks = Asks::new(Arc::clone(&options));
-        monitor.spawn(observe(client.clone(), asks, seen_by_monitor, state_sender));
-        Ok(Self { client, state, options, _monitor: Arc::new(monitor) })
+        let subscriptions = Subscriptions::default();
+        let again = Again { subscriptions: subscriptions.clone(), asked: Instant::now() };
+        monitor.spawn(observe(client.clone(), (asks, again), seen_by_monitor, state_sender));
+        Ok(Self { client, state, options, subscriptions, _monitor: Arc::new(monitor) })
     }
 
     /// Publishes, if that can be done at once; that it arrives is not known.
@@ -156,14 +143,13 @@ impl Bus {
     }
 
     /// Hears what is published on a subject from now on; a `*` stands for one part of it, `>` for all
-    /// that follow. Subscribed to again after each new connection.
+    /// that follow. Subscribed to again after each new connection, and every few seconds while a server refuses it.
     ///
     /// # Errors
     /// [`BusError::Subscribe`]
     pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
-        let subscribed = self.client.subscribe(subject.to_owned()).await;
-        let refused = |_| BusError::Subscribe { subject: subject.to_owned() };
-        Ok(Subscription(subscribed.map_err(refused)?))
+        let subscribed = self.subscriptions.subscribe(&self.client, subject).await;
+        subscribed.map_err(|_| BusError::Subscribe { subject: subject.to_owned() })
     }
 
     /// Waits until all that was published and subscribed to before is written to the connection, for so
@@ -201,107 +187,6 @@ impl Bus {
     #[must_use]
     pub fn watch(&self) -> Watch {
         Watch::new(self.state.clone())
-    }
-}
-
-/// What is heard on a subject.
-#[derive(Debug)]
-pub struct Subscription(async_nats::Subscriber);
-
-impl Subscription {
-    /// The next message; `None` once the bus is gone. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Received> {
-        self.0.next().await.map(received)
-    }
-
-    /// The next message, for who waits for one of several subscriptions; `None` once the bus is gone.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
-        self.0.poll_next_unpin(cx).map(|message| message.map(received))
-    }
-
-    /// The next message, if it has come already.
-    pub fn try_next(&mut self) -> Option<Received> {
-        self.0.next().now_or_never().flatten().map(received)
-    }
-}
-
-fn received(message: async_nats::Message) -> Received {
-    let async_nats::Message { subject, payload, status, .. } = message;
-    if status == Some(StatusCode::NO_RESPONDERS) {
-        Received::NoResponders { reply: subject }
-    } else {
-        Received::Frame { subject, payload }
-    }
-}
-
-/// What the client has told of itself.
-#[derive(Debug, Default, Clone)]
-struct Seen {
-    connected: bool,
-    connections: u64,
-    dropped: u64,
-    trouble: Option<Arc<str>>,
-    /// Whether that is the whole reason for which the bus is away.
-    is_sure: bool,
-    /// What the server refused of us on this connection.
-    refused: Option<Arc<str>>,
-}
-
-impl Seen {
-    /// Whether it changes anything.
-    fn note(&mut self, event: Event) -> bool {
-        match event {
-            Event::Connected => {
-                self.connected = true;
-                self.connections += 1;
-                (self.trouble, self.refused) = (None, None);
-            }
-            Event::Disconnected | Event::Closed => {
-                self.connected = false;
-                // A connection does not end for a permission that is missing.
-                self.trouble.take_if(|trouble| self.refused.as_ref() == Some(trouble));
-            }
-            Event::SlowConsumer(_) => self.dropped += 1,
-            Event::ServerError(error) => {
-                let what = server_error(&error);
-                if matches!(error, ServerError::Other(_)) {
-                    self.refused = Some(what.as_str().into());
-                }
-                return self.went_wrong(&what);
-            }
-            Event::ClientError(error) => return self.went_wrong(&client_error(&error)),
-            Event::LameDuckMode | Event::Draining => return false,
-        }
-        true
-    }
-
-    fn went_wrong(&mut self, what: &str) -> bool {
-        let is_new = self.trouble.as_deref() != Some(what);
-        if is_new {
-            self.trouble = Some(what.into());
-        }
-        is_new
-    }
-}
-
-fn server_error(error: &ServerError) -> String {
-    match error {
-        ServerError::AuthorizationViolation => {
-            "it refuses the credentials, or wants some".to_owned()
-        }
-        ServerError::SlowConsumer(_) => "the server finds us too slow".to_owned(),
-        // Names the subject where a permission is missing.
-        ServerError::Other(said) => format!("the server says {said}"),
-    }
-}
-
-fn client_error(error: &ClientError) -> String {
-    match error {
-        ClientError::Other(said) if said.contains("authorization violation") => {
-            server_error(&ServerError::AuthorizationViolation)
-        }
-        ClientError::Other(said) => said.clone(),
-        ClientError::MaxReconnects | ClientError::ServerNotInPool => error.to_string(),
     }
 }
 
@@ -345,11 +230,51 @@ impl Asks {
     }
 }
 
+/// How often subscriptions are asked for again that a server refuses. More often than what it says is forgotten.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(3);
+
+/// A queue that had no room is looked at again after this.
+const FULL_FOR: Duration = Duration::from_millis(100);
+
+/// Asks again for subscriptions that a server refuses: it does not say when it would take them.
+struct Again {
+    subscriptions: Subscriptions,
+    /// When that was done last.
+    asked: Instant,
+}
+
+impl Again {
+    /// When it is time to.
+    fn due(&self, seen: &Seen) -> Option<Instant> {
+        let refused = seen.connected && self.subscriptions.is_one_refused(seen);
+        refused.then(|| self.asked + ASK_AGAIN_EVERY)
+    }
+
+    fn ask(&mut self, seen: &Seen, client: &Client) {
+        let now = Instant::now();
+        if self.due(seen).is_some_and(|due| now >= due)
+            && self.subscriptions.ask_again(client, seen)
+        {
+            self.asked = now;
+        }
+    }
+
+    /// Waits until it is time to, or a refusal is over.
+    async fn next(&self, seen: &Seen) {
+        // Where the client's queue is full, it has room when it has written something.
+        let due = self.due(seen).map(|due| due.max(Instant::now() + FULL_FOR));
+        match [due, seen.refused_until()].into_iter().flatten().min() {
+            Some(at) => sleep_until(at).await,
+            None => pending().await,
+        }
+    }
+}
+
 /// Turns what the client tells into the state: connected is said only once the new connection has taken
 /// the subscriptions.
 async fn observe(
     client: Client,
-    mut asks: Asks,
+    (mut asks, mut again): (Asks, Again),
     mut seen: watch::Receiver<Seen>,
     state: watch::Sender<State>,
 ) {
@@ -360,7 +285,7 @@ async fn observe(
     };
     let mut carrying = None;
     loop {
-        let mut now = seen.borrow_and_update().clone();
+        let mut now = seen.borrow_and_update().clone().without_old_refusal(Instant::now());
         asks.look(&now);
         if let Some(answer) = &asks.answer {
             now.is_sure = true;
@@ -385,11 +310,13 @@ async fn observe(
             carrying = Some(now.connections);
             tell(&now, Some(client.max_payload()));
         }
+        again.ask(&now, &client);
         let away = !now.connected && now.trouble.is_some();
         tokio::select! {
             biased;
             changed = seen.changed() => if changed.is_err() { return },
             () = asks.next(away) => {}
+            () = again.next(&now) => {}
         }
     }
 }
@@ -417,6 +344,8 @@ struct Told {
     away: bool,
     dropped: u64,
     trouble: Option<Arc<str>>,
+    /// That something is refused.
+    refuses: bool,
     /// When a line was written last of what was refused, by its kind: a session's subject is another each time.
     refused: BTreeMap<String, Instant>,
 }
@@ -461,7 +390,7 @@ impl Told {
                         "the bus is connected again: the connection was lost for a moment"
                     );
                 }
-                self.away = false;
+                (self.away, self.refuses) = (false, false);
             }
             Some(why) if !up && !seen.connected && seen.is_sure && !self.away => {
                 tracing::warn!(why, "the bus is away; connecting again and again");
@@ -470,6 +399,11 @@ impl Told {
             }
             Some(why) if up && is_new && self.is_due(why, Instant::now()) => {
                 tracing::warn!(why, "the bus refused something");
+                self.refuses = true;
+            }
+            None if up && std::mem::take(&mut self.refuses) => {
+                let seconds = TOLD_FOR.as_secs();
+                tracing::info!("for {seconds} s the bus has refused nothing any more");
             }
             Some(why) if self.away && is_new && self.is_due(why, Instant::now()) => {
                 tracing::warn!(why, "the bus is still away");

@@ -15,6 +15,7 @@
 //! | keeps what is published while the connection is away, and sends it over the next one | [`Bus::publish`] refuses while it is away. What slips through in the moment before it is noticed is late, by a frame's stamp, or follows a gap |
 //! | drops what it had not written when a connection breaks | [`Watch`] says Down: whoever counts on frames in between ends what it counts on |
 //! | subscribes again by itself; what was published meanwhile is gone | likewise; and Up is said only when the subscriptions have been written |
+//! | takes a subscription that the server refuses, or withdraws when its permissions change, for one that stands | it is made again every 3 s until the server takes it; [`State::refused`] has what the server said, for as long as it says it. What was published meanwhile is gone, which sessions find out by their numbers |
 //! | drops what a full subscription does not take | counted, and Down is said |
 //! | waits where its own queue is full | [`Bus::publish`] does not: it says `Full` |
 //! | takes an idle connection for good | it is asked every second; after two answers that are missing it is broken |
@@ -23,8 +24,11 @@
 
 mod bus;
 mod options;
+mod seen;
 mod state;
+mod subscription;
 
-pub use bus::{Bus, Looked, NotPublished, Received, Subscription};
+pub use bus::{Bus, Looked, NotPublished};
 pub use options::{BusError, Credentials, Options, Servers, UrlError};
 pub use state::{BusEvent, State, Watch};
+pub use subscription::{Received, Subscription};

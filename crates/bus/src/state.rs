@@ -21,7 +21,8 @@ pub struct State {
     /// What went wrong last since it connected, or why it is away: in words, without secrets. A permission that is
     /// missing is told here while the bus is connected.
     pub trouble: Option<Arc<str>>,
-    /// What the server has refused of us since it connected: names the subject where a permission is missing.
+    /// What the server has refused of us since it connected: names the subject where a permission is missing, and is
+    /// told until it has not been said for some seconds.
     pub refused: Option<Arc<str>>,
 }
 

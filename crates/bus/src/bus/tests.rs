@@ -1,3 +1,5 @@
+mod refused;
+
 use anyhow::{Context, Result, ensure};
 use walhook_core::endpoint::Secret;
 use walhook_testkit::nats::Nats;
@@ -7,6 +9,7 @@ use walhook_testkit::tls::Authority;
 use super::*;
 use crate::options::{Credentials, Servers};
 use crate::state::BusEvent;
+use crate::subscription::Received;
 
 fn options(urls: &[String]) -> Options {
     Options {

@@ -87,8 +87,10 @@ impl Bus {
         if later {
             client = client.retry_on_initial_connect();
         }
-        let client = client.connect(options.addresses()).await;
-        let client = client.map_err(|error| options.unreached(&error))?;
+        let client = match client.connect(options.addresses()).await {
+            Ok(client) => client,
+            Err(error) => return Err(options.unreached(&error).await),
+        };
         let (state_sender, state) = watch::channel(State::new(Instant::now()));
         let mut monitor = JoinSet::new();
         let options = Arc::new(options.clone());

@@ -27,6 +27,7 @@ mod options;
 mod seen;
 mod state;
 mod subscription;
+mod why;
 
 pub use bus::{Bus, Looked, NotPublished};
 pub use options::{BusError, Credentials, Options, Servers, UrlError};

@@ -1,16 +1,16 @@
 //! Which servers, and as whom.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_nats::rustls::{self, AlertDescription};
-use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr};
+use async_nats::{ConnectError, ConnectOptions, ServerAddr};
 use rand::RngExt;
 use walhook_core::endpoint::Secret;
 
+use crate::why::why;
+
 /// For a server to take a connection, from the first packet to its answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An idle connection is asked for a sign of life so often; the client takes it for broken when a third
 /// question would be due. A network that swallows everything is found out in this time thrice.
@@ -84,6 +84,11 @@ impl Servers {
     #[must_use]
     pub fn tls(&self) -> bool {
         self.0.iter().all(ServerAddr::tls_required)
+    }
+
+    /// Each of them, and its name.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&ServerAddr, String)> {
+        self.0.iter().map(|server| (server, name(server)))
     }
 
     /// The first server beyond this machine, as `host:port`.
@@ -261,18 +266,18 @@ impl Options {
     pub(crate) async fn why_unreached(&self) -> Option<String> {
         match self.of_client() {
             Ok(client) => {
-                let connected = client.connect(self.addresses()).await;
-                connected.err().map(|error| why(&error, self.servers.tls()))
+                let error = client.connect(self.addresses()).await.err()?;
+                Some(why(&error, &self.servers).await)
             }
             Err(error) => Some(error.to_string()),
         }
     }
 
     /// That no server took us, in words.
-    pub(crate) fn unreached(&self, error: &ConnectError) -> BusError {
+    pub(crate) async fn unreached(&self, error: &ConnectError) -> BusError {
         BusError::Unreached {
             servers: self.servers.to_string(),
-            why: why(error, self.servers.tls()),
+            why: why(error, &self.servers).await,
         }
     }
 }
@@ -285,59 +290,6 @@ fn holds_authorities(path: &Path) -> Result<(), BusError> {
     } else {
         Err(BusError::NoAuthority { path: path.to_owned() })
     }
-}
-
-/// Why a connection was not made, with what it comes from, and what the client's words leave open.
-fn why(error: &ConnectError, tls: bool) -> String {
-    let said = said(error);
-    match of_tls(error, tls) {
-        Some(meaning) => format!("{said}: {meaning}"),
-        None => said,
-    }
-}
-
-/// What it means, where servers and we do not agree on TLS.
-fn of_tls(error: &ConnectError, tls: bool) -> Option<&'static str> {
-    let source = std::error::Error::source(error);
-    let io = source.and_then(|source| source.downcast_ref::<io::Error>());
-    let of_rustls = io.and_then(io::Error::get_ref).and_then(|it| it.downcast_ref());
-    match of_rustls {
-        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-            return Some(
-                "the server wants certificates of its clients (verify in its tls section), and walhook has none; give \
-                 it users with passwords, nkeys or creds instead",
-            );
-        }
-        Some(rustls::Error::InvalidMessage(_)) => {
-            return Some(
-                "what answers there speaks no TLS; give the server a tls section, or write nats:// where it is to have none",
-            );
-        }
-        Some(_) | None => {}
-    }
-    // A server that waits for TLS says nothing, until it hangs up or we do: then there is no error of the system's.
-    let silent = matches!(error.kind(), ConnectErrorKind::TimedOut)
-        || matches!(error.kind(), ConnectErrorKind::Io) && io.is_none();
-    (tls && silent).then_some(
-        "no word came from it; where its tls section has handshake_first, turn that off, for walhook begins with TLS \
-         only when the server has spoken",
-    )
-}
-
-fn said(error: &ConnectError) -> String {
-    if error.kind() == ConnectErrorKind::AuthorizationViolation {
-        return "it refuses the credentials, or wants some".to_owned();
-    }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// How long a try waits that comes after so many.

@@ -1,6 +1,8 @@
 mod refused;
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
+use tokio::io::AsyncWriteExt;
 use walhook_core::endpoint::Secret;
 use walhook_testkit::nats::Nats;
 use walhook_testkit::program::PATIENCE;
@@ -270,6 +272,46 @@ async fn tls_that_servers_want_otherwise_is_named() -> Result<()> {
         let error = Bus::connect_now(&options).await.unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
+    Ok(())
+}
+
+/// Takes connections, says this, and nothing after it.
+async fn stalls(says: &'static [u8]) -> Result<(String, JoinSet<()>)> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    let mut listens = JoinSet::new();
+    listens.spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _gone = stream.write_all(says).await;
+            held.push(stream);
+        }
+    });
+    Ok((address, listens))
+}
+
+#[tokio::test]
+async fn server_that_stalls_is_named_and_how_far_it_went() -> Result<()> {
+    let info = b"INFO {\"server_id\":\"x\",\"version\":\"2.11.0\",\"max_payload\":1,\"tls_required\":true}\r\n";
+    let (silent, _silent) = stalls(b"").await?;
+    let (speaks, _speaks) = stalls(info).await?;
+    let handshake = "no TLS handshake was finished within 2 s, for no word came from it";
+    let cases = [
+        (format!("tls://{silent}"), format!("{silent} takes connections, and {handshake}")),
+        (format!("nats://{silent}"), format!("{silent} takes connections, and no word came")),
+        (
+            format!("tls://{speaks}"),
+            format!("{speaks} has spoken, and the TLS handshake was not finished within 2 s"),
+        ),
+    ];
+    let says = async |(url, says): (String, String)| -> Result<()> {
+        let options = options(&[url]);
+        let later = Bus::connect(&options).await?;
+        let error = Bus::connect_now(&options).await.unwrap_err().to_string();
+        ensure!(error.contains(&says) && error.contains("see whether"), "{error}");
+        trouble(&later, &says).await
+    };
+    try_join_all(cases.map(says)).await?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 mod bus;
 mod cut_off;
 mod leading;
+mod permissions;
 mod shared;
 mod unheard;
 

@@ -75,12 +75,12 @@ pub struct Serving {
     pub lease_until: Option<Instant>,
     /// Since when a leader is heard, and there is no lease; and why, as far as the bus says.
     pub no_lease: Option<(Instant, String)>,
-    /// Why a leader that is heard is not served, where there is one.
+    /// Why a leader that may be there is not served, as far as that is known.
     pub ignored: Option<String>,
     /// Why the leader has no use for it, where it said so.
     pub refused: Option<String>,
-    /// What is wrong with the bus, while it is away.
-    pub bus_away: Option<String>,
+    /// Since when the bus is away, while it is, and what is wrong with it.
+    pub bus_away: Option<(Instant, String)>,
     /// Whether it takes no new requests, for it is to end.
     pub draining: bool,
 }
@@ -112,7 +112,10 @@ impl Serving {
             None => "no leader was heard yet".to_owned(),
             Some(age) => format!("a leader was last heard {} s ago", age.as_secs()),
         };
-        let away = self.bus_away.iter().map(|why| format!("the bus is away: {why}"));
+        let away = self.bus_away.iter().map(|(since, why)| {
+            let seconds = now.saturating_duration_since(*since).as_secs();
+            format!("for {seconds} s the bus is away: {why}")
+        });
         std::iter::once(silent).chain(self.ignored.clone()).chain(away).collect()
     }
 }
@@ -429,9 +432,10 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         let worker = |serving| Health { role: Role::Worker, serving, ..Health::default() };
         let why = |serving, at| worker(serving).readiness(at).unwrap_err();
-        let away = Some("refused".to_owned());
+        let away = Some((start, "refused".to_owned()));
         let nobody = Serving { bus_away: away, ..Serving::default() };
-        assert_eq!(why(nobody, start), "no leader was heard yet\nthe bus is away: refused");
+        let said = why(nobody, after(7));
+        assert_eq!(said, "no leader was heard yet\nfor 7 s the bus is away: refused");
         let heard = Serving { leader_heard_at: Some(start), ..Serving::default() };
         assert_eq!(worker(heard.clone()).readiness(after(9)), Ok(()));
         assert_eq!(why(heard.clone(), after(10)), "a leader was last heard 10 s ago");

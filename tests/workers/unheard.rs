@@ -28,7 +28,7 @@ pub(super) async fn until_troubled(world: &World, text: &str) -> Result<()> {
 }
 
 /// Waits until what fails says this, or does not.
-async fn until_said(admin: SocketAddr, text: &str, wanted: bool) -> Result<()> {
+pub(super) async fn until_said(admin: SocketAddr, text: &str, wanted: bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (_, troubles) = get(admin, "/troubles").await?;

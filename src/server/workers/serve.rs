@@ -102,6 +102,9 @@ pub(crate) async fn serve(serves: Serves, drain: CancellationToken) -> Result<()
     let _written = bus.state().connected && bus.flush(LAST_WORDS).await;
     worker.report_now(&watch);
     match worker.serving.untold() {
+        0 if worker.serving.lead_heard(boot_us()).is_none() => {
+            tracing::info!("the worker has ended: it has heard no leader, and sent nothing");
+        }
         0 => tracing::info!("the worker has ended: the leader has heard of all that it sent"),
         untold => tracing::warn!(
             untold,
@@ -387,6 +390,7 @@ impl Worker {
             another: self.serving.another_heard(now_us),
             lower: self.serving.lower_heard(now_us),
             has_lease: left.is_some(),
+            untold: self.serving.untold(),
         };
         let waits = !self.draining && !matches!(state, ServeState::Refused(_));
         let Kept { no_lease, ignored } = self.apart.report(now, waits.then_some(heard), &bus);
@@ -403,7 +407,9 @@ impl Worker {
                 | ServeState::Draining => None,
             },
             bus_away: (!bus.connected).then(|| {
-                bus.trouble.map_or_else(|| "connecting".to_owned(), |why| why.to_string())
+                let why =
+                    bus.trouble.map_or_else(|| "connecting".to_owned(), |why| why.to_string());
+                (bus.since, why)
             }),
             draining: self.draining,
         });

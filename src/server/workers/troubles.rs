@@ -173,7 +173,7 @@ impl Troubles {
         });
         let apart = away
             .or_else(|| self.why_apart(now, gauges, bus))
-            .or_else(|| self.none_has_come(gauges));
+            .or_else(|| self.none_has_come(gauges, bus));
         if let Some((error, fix)) = &apart {
             let since = *self.apart.get_or_insert_with(Instant::now);
             self.tell.fails_with(Part::Bus, since, error, fix);
@@ -250,9 +250,12 @@ impl Troubles {
             ));
         }
         if let Some(host) = self.lost.as_ref().filter(|_| bus.connected && gauges.mute == 0) {
+            let refusal = refusal(bus);
             return Some((
-                format!("all workers are lost, the last one on {host}, and none serves since"),
-                SEE_THEIR_LOGS.to_owned(),
+                format!(
+                    "all workers are lost, the last one on {host}, and none serves since{refusal}"
+                ),
+                self.bring_them(bus, SEE_THEIR_LOGS),
             ));
         }
         // One that was killed as it joined is lost within this time.
@@ -274,15 +277,30 @@ impl Troubles {
 
     /// That no worker has come since this leader began, and the fix. Where only workers may send that is told as what
     /// it comes to.
-    fn none_has_come(&self, gauges: &FleetGauges) -> Option<(String, String)> {
+    fn none_has_come(&self, gauges: &FleetGauges, bus: &State) -> Option<(String, String)> {
         let late = self.awaited.is_some_and(|since| since.elapsed() >= COME_WITHIN);
         let is_told = gauges.mute > 0 || self.local == LocalSending::Never;
         (late && !is_told).then(|| {
+            let refusal = refusal(bus);
+            let or = format!("{SEE_THEIR_LOGS}; where there are to be none, remove [workers]");
             (
-                "no worker serves since this instance leads; it sends all itself".to_owned(),
-                format!("{SEE_THEIR_LOGS}; where there are to be none, remove [workers]"),
+                format!("no worker serves since this instance leads; it sends all itself{refusal}"),
+                self.bring_them(bus, &or),
             )
         })
+    }
+
+    /// What helps where no worker comes: what the bus refuses us, if it does, or else this.
+    fn bring_them(&self, bus: &State, or: &str) -> String {
+        if bus.refused.is_none() {
+            return or.to_owned();
+        }
+        let (publishes, hears) = self.subjects.of_leader();
+        format!(
+            "let the leader's user of the bus publish to {} and subscribe to {}; `walhook check` says what is missing",
+            publishes.join(", "),
+            hears.join(", ")
+        )
     }
 
     /// What lets outcomes come.
@@ -310,15 +328,9 @@ impl Troubles {
             return (format!("{because}, and {error}"), format!("{fix}, {or}"));
         }
         if bus.refused.is_some() {
-            let (publishes, hears) = self.subjects.of_leader();
             return (
                 format!("{because}, and no worker serves{}", refusal(bus)),
-                format!(
-                    "let the leader's user of the bus publish to {} and subscribe to {}; `walhook check` says what is \
-                     missing; {or}",
-                    publishes.join(", "),
-                    hears.join(", ")
-                ),
+                format!("{}; {or}", self.bring_them(bus, "")),
             );
         }
         if gauges.slow {

@@ -250,6 +250,7 @@ impl Fleet {
                     self.local_in_flight != count && self.settings.local == Local::Fallback;
                 self.local_in_flight = count;
             }
+            FleetInput::MayHear => self.try_mute(),
             FleetInput::Stop => self.stopping = true,
         }
     }

@@ -73,6 +73,8 @@ pub(in crate::server) struct LeaderWorkers {
     metrics: Arc<Metrics>,
     troubles: Troubles,
     looks: Looks,
+    /// Whether the bus refuses us something.
+    refused: bool,
     counted: FleetCounters,
     /// Of lines about frames that cannot be read: a stranger may send as many as it likes, and none of them is to
     /// keep a line about a worker from the log.
@@ -133,6 +135,7 @@ impl LeaderWorkers {
             metrics: Arc::clone(metrics),
             troubles: Troubles::new(tell, workers, largest_event(config), &link.subjects),
             looks: Looks::new(),
+            refused: false,
             counted: FleetCounters::default(),
             unreadable: LinePace::default(),
             changes: LinePace::default(),
@@ -379,7 +382,11 @@ impl LeaderWorkers {
             metrics.count_adopted(result, now - then);
         }
         self.looks.look(now, gauges.too_large.is_some(), &self.link.bus);
-        self.troubles.report(now, &gauges, &counters, &self.link.bus.state());
+        let bus = self.link.bus.state();
+        self.troubles.report(now, &gauges, &counters, &bus);
+        if std::mem::replace(&mut self.refused, bus.refused.is_some()) && bus.refused.is_none() {
+            self.fleet.handle(now, FleetInput::MayHear);
+        }
         if let Some(more) = self.unreadable.take_withheld(now) {
             tracing::warn!(more, "and so many more frames of workers that cannot be read");
         }

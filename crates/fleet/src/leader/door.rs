@@ -121,6 +121,8 @@ pub enum FleetInput {
     /// So many requests are under way at the leader itself, second opinions among them. To be said before polling,
     /// when it has changed.
     LocalInFlight(u32),
+    /// What kept the leader from hearing outcomes may be over: workers that are mute are tried now.
+    MayHear,
     /// The leader stops: no worker joins any more. What is in flight ends as before.
     Stop,
 }

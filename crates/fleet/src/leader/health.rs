@@ -71,6 +71,13 @@ pub(super) struct Quarantine {
 }
 
 impl Quarantine {
+    /// One that is mute is on trial from now on.
+    pub(super) fn try_mute(&mut self, now: Tick) {
+        if self.mute {
+            self.until = self.until.min(now);
+        }
+    }
+
     /// Whether it makes a difference: it is not over, or the next one would be longer for it. One that ends with a
     /// trial is not remembered for ever, for there may be no such worker any more.
     pub(super) fn counts(&self, now: Tick) -> bool {
@@ -226,6 +233,11 @@ impl Health {
     /// What becomes of its requests is not heard.
     pub(super) fn note_mute(&mut self, now: Tick) {
         self.put_into_quarantine(now).mute = true;
+    }
+
+    /// What becomes of its requests may be heard again.
+    pub(super) fn try_mute(&mut self, now: Tick) {
+        self.quarantine.iter_mut().for_each(|quarantine| quarantine.try_mute(now));
     }
 
     /// What became of a request was heard. Yes: it was mute until now.

@@ -111,6 +111,14 @@ impl Fleet {
         Some(quarantine)
     }
 
+    /// Tries all that are mute, in the sessions that they have and the next ones.
+    pub(super) fn try_mute(&mut self) {
+        let now = self.now;
+        self.quarantines.of.values_mut().for_each(|it| it.quarantine.try_mute(now));
+        self.sessions.values_mut().for_each(|session| session.health.try_mute(now));
+        self.slots_changed = true;
+    }
+
     /// A process has a quarantine no more that it took on for another, which is heard again.
     fn give_back(&mut self, heir: WorkerId, quarantine: Quarantine) {
         self.quarantines.of.retain(|_, it| it.worker != Some(heir) || it.quarantine != quarantine);

@@ -83,6 +83,19 @@ fn mute_worker_is_tried_with_one_request_after_a_while_and_serves_once_it_is_hea
 }
 
 #[test]
+fn mute_worker_is_tried_at_once_when_the_leader_may_hear_again() {
+    let mut rig = after_mute(Local::Fallback);
+    rig.fleet.handle(rig.now, FleetInput::MayHear);
+    says_that_it_has_all(&mut rig, 1, LEASE + LOST_AFTER_LEASE);
+    assert_eq!(rig.fleet.gauges().mute, 1, "nothing has shown that it is heard");
+    let tried = rig.fleet.place(rig.now, &attempt(100, "a.example", 100));
+    assert_eq!(tried, Placement::Taken);
+    let (_, key) = packed(&rig.effects()).pop().unwrap();
+    rig.outcome(1, key, Some(delivered()));
+    assert_eq!((rig.fleet.gauges().mute, rig.fleet.gauges().serving), (0, 1));
+}
+
+#[test]
 fn mute_worker_is_tried_also_where_no_host_prefers_it() {
     for other in 2..10 {
         let mut rig = after_mute(Local::Never);

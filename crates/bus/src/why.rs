@@ -16,11 +16,11 @@ pub(crate) async fn why(error: &ConnectError, servers: &Servers) -> String {
     if let Some(meaning) = of_tls(error, servers.tls()) {
         return format!("{said}: {meaning}");
     }
-    let stalled = match error.kind() {
-        ConnectErrorKind::TimedOut => stalled(servers).await,
-        _ => None,
-    };
-    stalled.map_or_else(|| said.clone(), |where_it_stalled| format!("{said}: {where_it_stalled}"))
+    let is_late = error.kind() == ConnectErrorKind::TimedOut;
+    match if is_late { stalled(servers).await } else { None } {
+        Some(stalled) => format!("{said}: {stalled}"),
+        None => said,
+    }
 }
 
 /// How far a server goes that does not take us in time: the client says of all of them that they timed out.

@@ -104,7 +104,7 @@ impl Bus {
     /// Publishes, if that can be done at once; that it arrives is not known.
     ///
     /// With `reply`, where nobody is subscribed to `subject`, the subscription to `reply` hears
-    /// [`Received::NoResponders`].
+    /// [`Received::NoResponders`](crate::Received::NoResponders).
     ///
     /// # Errors
     /// [`NotPublished`]

@@ -15,7 +15,7 @@
 //! names, of which an account has one, or ends there if none is free. An account that has not yet had
 //! an answer asks one thing at a time; one that has waited for a name server in vain has slow places
 //! only, until it is answered. A name that nobody answered for is asked for again only after a while,
-//! and its attempts fail at once. A name that gets no place is not to blame ([`ResolveError::Crowded`]).
+//! and its attempts fail at once. A name that gets no place is not to blame (`ResolveError::Crowded`).
 //!
 //! What is judged is never remembered: addresses are, and each connection judges anew.
 

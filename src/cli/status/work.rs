@@ -96,7 +96,9 @@ pub(in super::super) fn cause_text(cause: &str) -> String {
         "rate_limit" => "its endpoint's rate is used up",
         "state" => "the state database is slow to store what was settled",
         "unpersisted" => "too many outcomes wait to be stored",
-        "pool" => "every slot is in use or there is none, or walhook lacks something else to send it with",
+        "pool" => {
+            "every slot is in use or there is none, or walhook lacks something else to send it with"
+        }
         "turn" => "other accounts have their turn",
         "bus" => "it is on the way to a worker, or its outcome on the way back",
         "attempt" => "the request is under way",

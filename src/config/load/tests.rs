@@ -293,7 +293,9 @@ fn errors_and_the_printed_configuration_hold_no_secret() {
         ("workers", "creds"),
         ("workers", "user"),
     ] {
-        for value in ["83741982", "837419.82", "true", "[83741982]", "{ a = 83741982 }", "1979-05-27"] {
+        for value in
+            ["83741982", "837419.82", "true", "[83741982]", "{ a = 83741982 }", "1979-05-27"]
+        {
             let url = if section == "source" { "" } else { "[source]\nurl = \"postgres://h/d\"\n" };
             let rest = format!("{url}[endpoints]\ntable = \"a.b\"\n");
             let more = if section == "workers" { "url = \"nats://h:1\"\n" } else { "" };

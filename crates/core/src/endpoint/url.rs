@@ -41,7 +41,10 @@ mod tests {
     #[test]
     fn url_that_cannot_be_requested_is_told_without_its_text() {
         let (url, uri) = read_url(" https://a.example/x?y=z\n").unwrap();
-        assert_eq!((url.as_str(), uri), ("https://a.example/x?y=z", "https://a.example/x?y=z".parse().unwrap()));
+        assert_eq!(
+            (url.as_str(), uri),
+            ("https://a.example/x?y=z", "https://a.example/x?y=z".parse().unwrap())
+        );
         assert!(read_url("http://[::1]:8080").is_ok());
         assert!(read_url("https://bücher.example/ü").is_ok());
         let long = format!("http://a.example/{}", "x".repeat(URL_BYTES_MAX));

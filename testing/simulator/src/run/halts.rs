@@ -62,7 +62,7 @@ impl Run {
         slot: &SlotState,
         source: &SourceIdentity,
     ) -> Result<(), Halt> {
-        match self.chance.random_range(0..10) {
+        match self.chance.random_range(0..12) {
             0 => halt::check_slot("walhook", None, from),
             1 => {
                 let lost = Some(halt::Lost::WalLevel);
@@ -85,11 +85,20 @@ impl Run {
                 let later = SlotState { confirmed_flush: Some(Lsn(from.0 + 1)), ..slot.clone() };
                 halt::check_slot("walhook", Some(&later), from)
             }
+            7 => {
+                let prepares = SlotState { two_phase: true, ..slot.clone() };
+                halt::check_slot("walhook", Some(&prepares), from)
+            }
             // These are found by queries, which are not simulated; what they lead to is.
-            7 => Err(Halt::PublicationMissing { problem: "it is gone".to_owned() }),
-            8 => {
+            8 => Err(Halt::PublicationMissing { problem: "it is gone".to_owned() }),
+            9 => {
                 let (publication, problem) = ("walhook".to_owned(), "lacks a table".to_owned());
                 Err(Halt::Unpublished { publication, problem })
+            }
+            10 => {
+                let [configured, set_up, called] =
+                    ["other", "walhook", "walhook"].map(str::to_owned);
+                Err(Halt::OtherPublication { configured, set_up, called })
             }
             _ => {
                 let (table, role) = ("public.webhooks".to_owned(), "walhook".to_owned());

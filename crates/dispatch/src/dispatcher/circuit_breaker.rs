@@ -85,7 +85,7 @@ impl Dispatcher {
         now: Tick,
     ) -> Option<Duration> {
         self.queues.in_use(queue).health_mut().forget_failures();
-        let until = self.queues.deferred_or_new(queue).open_breaker(asked, now, &mut self.rng);
+        let until = self.queues.deferred_or_new(queue).open_breaker(asked, now, self.door.rng());
         self.clear(queue, now);
         // Without a row there is no probe: what comes next is one.
         self.queues.deferred(queue)?.breaker()?;

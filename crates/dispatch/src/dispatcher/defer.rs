@@ -51,7 +51,7 @@ impl Dispatcher {
             if !self.endpoints.is_paused(&queue.endpoint) {
                 deferred.stand_still(stood_us, stood_us, now_us);
                 if was_open && rows > 0 {
-                    deferred.recover_breaker(now, now_us, &mut self.rng);
+                    deferred.recover_breaker(now, now_us, self.door.rng());
                 }
             }
             let queue = self.queues.intern(&queue.account, &queue.endpoint);

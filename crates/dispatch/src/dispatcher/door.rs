@@ -16,6 +16,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+
 use super::super::route::{LookUpLine, Snapshot};
 use super::reports::Reports;
 use super::{Dispatch, Dispatcher, EndpointChanged, OperatorInput, ReplayInput, Retry, Settled};
@@ -184,7 +186,7 @@ enum Phase {
 }
 
 /// What of the door outlasts a call.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Door {
     turn: Turn,
     /// What inputs left behind, in their order.
@@ -194,14 +196,22 @@ pub(super) struct Door {
     phase: Phase,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC.
     unix_us_at_zero: i64,
+    /// Whatever is decided at random.
+    rng: SmallRng,
     /// What is told beside effects.
     pub(super) reports: Reports,
 }
 
 impl Door {
     /// Nothing has come in. `unix_us_at_zero`: see [`Start::unix_us_at_zero`](super::Start::unix_us_at_zero).
-    pub(super) fn new(unix_us_at_zero: i64) -> Self {
-        Self { unix_us_at_zero, ..Self::default() }
+    pub(super) fn new(unix_us_at_zero: i64, rng: SmallRng) -> Self {
+        let (turn, left, now, phase, reports) = Default::default();
+        Self { turn, left, now, phase, unix_us_at_zero, rng, reports }
+    }
+
+    /// The one source of all that is decided at random.
+    pub(super) fn rng(&mut self) -> &mut SmallRng {
+        &mut self.rng
     }
 
     /// What the state database's clock said at tick 0.

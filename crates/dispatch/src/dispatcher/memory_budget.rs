@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::lane::SharedEvent;
+use super::spans::{self, Spans};
 use walhook_core::tick::Tick;
+use walhook_core::waits::{Cause, Waits};
 
 /// While the stream stands still making room is tried so often.
 const TRY_EVERY: Duration = Duration::from_millis(50);
@@ -30,14 +32,16 @@ pub(super) struct MemoryBudget {
     is_full: bool,
     /// Not before then making room is tried for that.
     try_at: Tick,
+    /// When it stood still.
+    full: Spans,
 }
 
 impl MemoryBudget {
     /// Nothing is taken of `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
         let (pending, connections, relieve_above, is_full) = Default::default();
-        let (level, try_at) = (usize::MAX, Tick(0));
-        Self { limit, pending, connections, relieve_above, level, is_full, try_at }
+        let (level, try_at, full) = (usize::MAX, Tick(0), Spans::default());
+        Self { limit, pending, connections, relieve_above, level, is_full, try_at, full }
     }
 
     /// So many bytes are pending from now on.
@@ -110,6 +114,22 @@ impl MemoryBudget {
             self.try_at = now + TRY_EVERY;
         }
         is_due
+    }
+
+    /// Whether the stream stands still is remembered, with the moment.
+    pub(super) fn remember_full(&mut self, now: Tick) {
+        self.full.set(self.is_full.then_some(Cause::Memory), spans::at(now));
+    }
+
+    /// Adds what of that time the stream stood still, as far as it is remembered; returns how long that was. Both
+    /// moments are in microseconds, as [`spans`] have them.
+    pub(super) fn add_full_to(&self, waits: &mut Waits, from: i64, to: i64) -> u64 {
+        self.full.add_to(waits, from, to)
+    }
+
+    /// Whether the stream stood still at any moment after this one.
+    pub(super) fn was_full_after(&self, from: i64) -> bool {
+        self.full.ended_after(from)
     }
 
     /// When making room is to be tried although nothing comes.

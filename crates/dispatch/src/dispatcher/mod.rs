@@ -143,7 +143,6 @@ use queues::{Lane, QueueNo, Queues};
 use replays::Replays;
 use routing::Routing;
 use sending::Sending;
-use spans::Spans;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use classes::Class;
@@ -166,7 +165,6 @@ pub const PERSIST_SLOW: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Dispatcher {
     settings: Settings,
-    rng: SmallRng,
     routing: Routing,
     queues: Queues,
     deferral: Deferral,
@@ -177,8 +175,6 @@ pub struct Dispatcher {
     journal: Journal,
     memory: MemoryBudget,
     replays: Replays,
-    /// When there was no room for more of the stream.
-    full: Spans,
     door: Door,
 }
 
@@ -204,9 +200,7 @@ impl Dispatcher {
             journal: Journal::new(settings.log, settings.log_excerpts, settings.memory_limit),
             memory: MemoryBudget::new(settings.memory_limit),
             replays: Replays::default(),
-            full: Spans::default(),
-            rng,
-            door: Door::new(start.unix_us_at_zero),
+            door: Door::new(start.unix_us_at_zero, rng),
             settings,
         };
         let slots = dispatcher.settings.fast_slots.saturating_add(dispatcher.settings.slow_slots);

@@ -134,7 +134,7 @@ impl Dispatcher {
         in_memory.health_mut().request_withdrawn(started);
         let origin = in_memory.held_mut(id).origin;
         let is_retry = matches!(origin, Origin::Retry { .. });
-        let due = in_memory.put_off(id, now, active_us, &mut self.rng);
+        let due = in_memory.put_off(id, now, active_us, self.door.rng());
         self.sending.wake_at(due, Wake::Delivery(queue, id));
         if is_stopped && !is_retry {
             // It does not wait in memory, nor do those behind it.
@@ -219,7 +219,7 @@ impl Dispatcher {
             Place::DeadLetters => true,
         };
         let last_status = outcome.record.status;
-        let mut settlement = settle(outcome, progress, &self.settings.settle, &mut self.rng);
+        let mut settlement = settle(outcome, progress, &self.settings.settle, self.door.rng());
         let wants_no_more = matches!(settlement, Settlement::Disable { .. });
         if self.endpoints.is_paused(&self.queues.id(queue).endpoint) || (outdated && wants_no_more)
         {

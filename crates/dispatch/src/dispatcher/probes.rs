@@ -88,7 +88,7 @@ impl Dispatcher {
         self.deferral.dead.add(queue, &endpoint.url);
         let usual = self.queues.in_use(queue).health().usual_answer();
         let Some(breaker) = self.queues.with_row(queue).breaker_mut() else { return };
-        if let Some(patience) = breaker.sent(usual, now, &mut self.rng) {
+        if let Some(patience) = breaker.sent(usual, now, self.door.rng()) {
             self.sending.give_up_at(id, now + patience);
         }
     }
@@ -113,7 +113,7 @@ impl Dispatcher {
         };
         let has_room = self.used_bytes() < self.settings.memory_limit / MEMORY_PARTS;
         let Some(breaker) = self.queues.with_row(queue).breaker_mut() else { return };
-        let (until, keeps) = breaker.fail(!is_answered && has_room, asked, now, &mut self.rng);
+        let (until, keeps) = breaker.fail(!is_answered && has_room, asked, now, self.door.rng());
         let is_stale = breaker.is_stale(now);
         let in_memory = self.queues.in_use(queue);
         if keeps {

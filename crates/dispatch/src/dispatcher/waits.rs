@@ -36,7 +36,7 @@ impl Dispatcher {
         let mut waits = Waits::default();
         if !is_asked {
             let (from, to) = (self.committed_at(event), spans::at(now));
-            let full_us = self.full.add_to(&mut waits, from, to);
+            let full_us = self.memory.add_full_to(&mut waits, from, to);
             let read_us = u64::try_from(to.saturating_sub(from)).unwrap_or(0);
             waits.add_us(Cause::Read, read_us.saturating_sub(full_us));
         }
@@ -45,7 +45,7 @@ impl Dispatcher {
 
     /// As [`Dispatcher::waits_of_arrival`] of an event of the stream, where anything stood in its way.
     pub(super) fn waits_of_full(&self, event: &Event, now: Tick) -> Option<Waits> {
-        let is_held = self.full.ended_after(self.committed_at(event));
+        let is_held = self.memory.was_full_after(self.committed_at(event));
         is_held.then(|| self.waits_of_arrival(event, false, now))
     }
 
@@ -101,7 +101,7 @@ impl Dispatcher {
         if self.memory.note_full(is_full, now) {
             self.relieve_anew(now);
         }
-        self.full.set(is_full.then_some(Cause::Memory), spans::at(now));
+        self.memory.remember_full(now);
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::units;
 use walhook_core::endpoint::Secret;
@@ -55,6 +58,23 @@ pub struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+impl Log {
+    /// The filter that `level` says.
+    ///
+    /// # Errors
+    /// When it is neither a level nor a list of `target=level`.
+    pub fn filter(&self) -> anyhow::Result<EnvFilter> {
+        for part in self.level.split(',').map(str::trim) {
+            // The filter would take a misspelt level for a target, and show nothing else.
+            ensure!(
+                part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok(),
+                "{part:?} is not a level; there are off, error, warn, info, debug, trace, and target=level"
+            );
+        }
+        Ok(EnvFilter::builder().parse(&self.level)?)
     }
 }
 

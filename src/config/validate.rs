@@ -127,8 +127,7 @@ fn sending(scheduler: &Scheduler, memory: &Memory, egress: &Egress) -> Result<()
 }
 
 fn log(log: &Log) -> Result<(), Problem> {
-    let filter = crate::server::log::filter(log);
-    filter.map(drop).or_else(|error| problem("log.level", format!("{error:#}")))
+    log.filter().map(drop).or_else(|error| problem("log.level", format!("{error:#}")))
 }
 
 fn problem<T>(key: &str, problem: impl Into<String>) -> Result<T, Problem> {

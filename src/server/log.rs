@@ -15,10 +15,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use self::fields::Fields;
 use self::queue::Queue;
@@ -102,19 +101,12 @@ pub fn finish() {
     }
 }
 
-/// The filter that `log.level` says.
+/// The filter that `log.level` says, without what is never logged.
 ///
 /// # Errors
 /// When it is neither a level nor a list of `target=level`.
-pub fn filter(log: &Log) -> Result<EnvFilter> {
-    for part in log.level.split(',').map(str::trim) {
-        // The filter would take a misspelt level for a target, and show nothing else.
-        ensure!(
-            part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok(),
-            "{part:?} is not a level; there are off, error, warn, info, debug, trace, and target=level"
-        );
-    }
-    let mut filter = EnvFilter::builder().parse(&log.level)?;
+fn filter(log: &Log) -> Result<EnvFilter> {
+    let mut filter = log.filter()?;
     if !log.level.contains(RUSTLS) {
         filter = filter.add_directive(format!("{RUSTLS}=off").parse()?);
     }

@@ -1,6 +1,6 @@
 //! Event types as an operator writes them.
 
-use walhook_rules::rule::is_type_pattern;
+use walhook_rules::name::is_type_pattern;
 
 /// Reads a type, or a pattern of types, as an endpoint's row has them.
 pub(crate) fn type_or_pattern(text: &str) -> Result<String, String> {

@@ -8,6 +8,7 @@
 //! And whose turn it is, where a large transaction's events are made while the stream goes on: [`turns`].
 
 pub mod condition;
+pub mod name;
 pub mod row;
 pub mod rule;
 pub mod settings;

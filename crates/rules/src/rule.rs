@@ -21,7 +21,6 @@ mod doubt;
 mod keys;
 mod learn;
 mod message;
-mod name;
 mod pair;
 mod probe;
 mod summary;
@@ -43,7 +42,6 @@ use bind::Demand;
 pub use compile::{EndpointTable, missing_sides, subject};
 pub use doubt::{Label, doubts, labels, nullable, unlogged};
 pub use learn::Lacks;
-pub use name::{is_type, is_type_pattern, pattern_covers};
 pub use pair::casts;
 pub use probe::Probe;
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::rule::pattern_covers;
+use super::name::pattern_covers;
 use walhook_core::endpoint::is_pattern;
 use walhook_core::size::ByteSize;
 

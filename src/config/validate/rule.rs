@@ -6,7 +6,8 @@ use super::{Problem, problem, table};
 use walhook_core::event::check_id;
 use walhook_core::size::ByteSize;
 use walhook_rules::condition::{Condition, DataExpression};
-use walhook_rules::rule::{is_type, is_type_pattern, missing_sides};
+use walhook_rules::name::{is_type, is_type_pattern};
+use walhook_rules::rule::missing_sides;
 use walhook_rules::settings::{EventRule, RuleOperation};
 
 /// Less would leave no room for an event worth sending.

@@ -8,7 +8,7 @@ use walhook_core::attempt::{Outcome, Record};
 use walhook_core::event::UnroutableReason;
 use walhook_core::persist::DeferReason;
 use walhook_dispatch::dispatcher::EndpointChange;
-use walhook_rules::rule::pattern_covers;
+use walhook_rules::name::pattern_covers;
 
 impl Metrics {
     /// Counts an event by its type, or else by the longest pattern of a rule that covers it: types that

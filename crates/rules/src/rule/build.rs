@@ -8,8 +8,9 @@ use smallvec::SmallVec;
 use super::bind::{Binding, BoundRead, BoundReads, BoundRule, Invalidates, key_text};
 use super::body::Writer;
 use super::keys::keys;
-use super::{Account, Rule, is_type, pattern_covers};
+use super::{Account, Rule};
 use crate::condition::{Allowance, Condition, Field, Inputs, Side};
+use crate::name::{is_type, pattern_covers};
 use crate::row::{Cell, RowView};
 use crate::settings::{Bigint, RuleOperation};
 use walhook_core::event::{

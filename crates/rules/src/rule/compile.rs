@@ -8,11 +8,9 @@ use std::collections::HashSet;
 
 pub(super) use self::hint::list;
 use self::hint::unknown_column;
-use super::{
-    Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
-    pair,
-};
+use super::{Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, pair};
 use crate::condition::{Condition, DataExpression, Misfit, SIDES, Side};
+use crate::name::{is_type, is_type_pattern};
 use crate::settings::{EventRule, RuleOperation};
 use walhook_core::catalog::{Catalog, Generated, Table, TableName};
 use walhook_core::event::{AccountId, check_id};

@@ -28,6 +28,7 @@ mod inspect;
 mod jobs;
 mod key;
 mod lease;
+mod maintenance;
 mod notices;
 mod open_transactions;
 mod page;
@@ -48,7 +49,6 @@ mod troubles;
 mod uncommitted;
 mod unrouted;
 mod upgrade;
-mod upkeep;
 mod version;
 mod workers;
 

@@ -6,13 +6,13 @@ mod gaps;
 mod jobs;
 mod letters;
 mod load;
+mod maintenance;
 mod open_transactions;
 mod pages;
 mod plans;
 mod replays;
 mod text;
 mod unrouted;
-mod upkeep;
 mod went_back;
 mod workers;
 

@@ -6,12 +6,13 @@ use tokio_postgres::types::Type;
 use super::page::in_pages;
 use super::persist::{StoredAttempt, backlog, with_unused};
 use super::replays::{Late, with_late};
+use super::row_place::{place_columns, read_place};
 use super::{
     DeferredFilter, Logged, Param, Scope, StateError, StateStore, Uncommitted, discard_log, fence,
-    fence_alone, key, place, replay_column, replay_discards, text,
+    fence_alone, key, replay_discards, text,
 };
 use walhook_core::id::JobId;
-use walhook_core::persist::{EventKey, QueueId, RowKey};
+use walhook_core::persist::{QueueId, RowKey};
 use walhook_postgres::op::{EQ, GT, PLUS, TIMES, to_us};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
@@ -65,19 +66,6 @@ fn rows(s: &str, filter: &DeferredFilter) -> String {
 
 /// Of the pages `p` those that may hold an event which the filter names.
 pub(super) const NAMED: &str = "($2 IS NULL OR p.event_ids OPERATOR(pg_catalog.&&) $2)";
-
-/// The columns of a row's place: in a list, and in its queue.
-pub(super) fn place_columns() -> String {
-    format!("event_id, endpoint, replay_id, account, {}, event_type", place::columns(""))
-}
-
-pub(super) fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
-    let position = place::read(row, "a deferred row")?;
-    let event_type = row.try_get::<_, &str>("event_type")?.into();
-    let queue = text::queue(row.try_get("account")?, row.try_get("endpoint")?);
-    let event = EventKey { position, event_type };
-    Ok((queue, RowKey { event, replay: replay_column::read(row.try_get("replay_id")?) }))
-}
 
 /// One deferred row, without its body.
 #[derive(Debug, Clone, PartialEq, Eq)]

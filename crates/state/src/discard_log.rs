@@ -5,8 +5,8 @@
 
 use tokio_postgres::Row;
 
-use super::deferred::read_place;
 use super::deliveries::{Page, append};
+use super::row_place::read_place;
 use super::{Scope, StateError, Transaction, unreadable};
 use walhook_core::delivery_log::Entry;
 use walhook_core::position::EventId;

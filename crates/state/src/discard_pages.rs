@@ -3,11 +3,12 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::deferred::{NAMED, place_columns as delivery_columns, read_place};
+use super::deferred::NAMED;
 use super::page::in_pages_with_commits;
 use super::persist::backlog;
 use super::persist::pages::{mark, place_columns};
 use super::place::{self, Places};
+use super::row_place::{place_columns as delivery_columns, read_place};
 use super::{
     DeferredFilter, Logged, Param, Scope, StateError, StateStore, Uncommitted, discard_log,
     fence_alone, text, unreadable,

@@ -9,7 +9,7 @@ use walhook_core::persist::GapChange;
 use walhook_core::replay::ReplayRange;
 use walhook_postgres::op::{CAT, EQ, GE, LE, LT, PLUS, to_us};
 
-use super::jobs::unfinished_job;
+use super::unfinished::unfinished_job;
 use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
 
 /// A range of WAL whose changes were not delivered.

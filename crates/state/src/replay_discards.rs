@@ -8,8 +8,8 @@
 
 use tokio_postgres::types::Type;
 
-use super::jobs::of_unfinished_job;
 use super::place::COMMIT;
+use super::unfinished::of_unfinished_job;
 use super::{Param, Scope, StateError, Transaction};
 use walhook_core::id::{JobId, ReplayId};
 use walhook_postgres::op::{EQ, GT, LE};

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::jobs::UNFINISHED;
+use super::unfinished::UNFINISHED;
 use super::{
     Param, Scope, StateError, StateStore, Transaction, fence, key, lsn, replay_discards, text,
     unreadable,

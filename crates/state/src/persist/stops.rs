@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
-use super::super::jobs::unfinished_job;
+use super::super::unfinished::unfinished_job;
 use super::{Param, Scope, StateError, Transaction, system_time};
 use walhook_core::event::EndpointId;
 use walhook_core::persist::{DisableEndpoint, JobDone, PauseEndpoint};

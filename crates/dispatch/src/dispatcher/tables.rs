@@ -190,6 +190,7 @@ impl World {
         Some(self.asked.remove(at))
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each step")]
     fn step(&mut self, step: Step) {
         let input = match step {
             Step::Transaction(n) => {

@@ -30,6 +30,7 @@ enum Kind {
 
 /// So many accounts of one host hang, with some events each; beside them twenty of each other kind commit an event a
 /// second, for 30 s. Returns how long each of those waited to be sent, in order.
+#[expect(clippy::too_many_lines, reason = "one world, from its beginning to its end")]
 fn waited(hang: usize) -> BTreeMap<Kind, Vec<Duration>> {
     let settings = Settings { fast_slots: 64, slow_slots: 256, ..fixture::settings() };
     let mut dispatcher = fixture::dispatcher(settings);

@@ -136,6 +136,23 @@ fn control_knows_no_command_line_and_prints_nothing() {
     }
 }
 
+/// What the configuration says is known to whoever reads it; what reads it is not known to the configuration.
+#[test]
+fn config_knows_nothing_that_runs() {
+    let forbidden = ["crate::server", "crate::control", "crate::cli", "crate::demo"];
+    let mut files = 0;
+    for path in sources(&root().join("src/config")) {
+        for (number, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let plain = line.split("//").next().unwrap_or_default();
+            for word in forbidden {
+                assert!(!plain.contains(word), "{}:{}: {word}", path.display(), number + 1);
+            }
+        }
+        files += 1;
+    }
+    assert!(files > 10, "{files} files were read");
+}
+
 /// The code of the product that speaks SQL, without its tests: of each file the path, and the text.
 fn speaks_sql() -> Vec<(String, String)> {
     let all =
@@ -150,15 +167,26 @@ fn speaks_sql() -> Vec<(String, String)> {
 }
 
 /// The tables of which each partition has rows of its own.
-const LED: [&str; 6] = ["lease", "checkpoint", "settled", "troubles", "coverage", "workers"];
+fn led(schema: &str) -> Vec<&str> {
+    let tables = schema.split("TABLE IF NOT EXISTS {schema}.").skip(1);
+    let led = tables.filter_map(|table| {
+        let (name, rest) = table.split_once(" (\n")?;
+        let (columns, _) = rest.split_once("\n);")?;
+        columns.contains("    partition ").then_some(name)
+    });
+    led.collect()
+}
 
 #[test]
 fn partition_is_a_parameter_of_every_statement() {
     let mut statements = 0;
     let mut files = speaks_sql();
     assert!(files.len() > 100, "{} files were read", files.len());
+    let schema = std::fs::read_to_string(root().join("sql/state.sql")).unwrap();
+    let led = led(&schema);
+    assert!(led.len() >= 8, "{led:?}");
     for (path, code) in &files {
-        for table in LED {
+        for table in &led {
             for (at, found) in code.match_indices(&format!("}}.{table}")) {
                 let rest = &code[at + found.len()..];
                 if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
@@ -174,8 +202,7 @@ fn partition_is_a_parameter_of_every_statement() {
         }
     }
     assert!(statements > 20, "{statements} statements were found");
-    let schema = std::fs::read_to_string(root().join("sql/state.sql")).unwrap();
-    files.push(("sql/state.sql".to_owned(), schema));
+    files.push(("sql/state.sql".to_owned(), schema.clone()));
     for (path, code) in &files {
         assert!(!code.contains("VALUES ($1, 0"), "{path}");
         for (at, word) in code.match_indices("partition") {
@@ -217,6 +244,18 @@ fn protocol_version_is_written_by_its_type_alone() {
             assert!(!digit, "{path}: proto_version is a literal: {value:.20}");
         }
     }
+}
+
+/// The dispatcher only decides whose turn it is: what is known belongs to a component.
+#[test]
+fn dispatcher_has_a_dozen_fields_at_most() {
+    let path = root().join("crates/dispatch/src/dispatcher/mod.rs");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, rest) = text.split_once("pub struct Dispatcher {\n").unwrap();
+    let (fields, _) = rest.split_once("\n}\n").unwrap();
+    let is_field = |line: &&str| !line.trim_start().starts_with("//") && line.ends_with(',');
+    let fields: Vec<&str> = fields.lines().filter(is_field).collect();
+    assert!((8..=12).contains(&fields.len()), "{fields:#?}");
 }
 
 /// What decides goes by what an outcome means: how a request is carried is known where it is sent.

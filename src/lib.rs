@@ -12,10 +12,11 @@
 //! deferred rows, what was stored, and how large the state tables are; beside the stream operators' jobs and
 //! replays. What goes back to the replication connection: the flush LSN.
 //!
-//! - `walhook-core` holds the words that the parts speak with each other.
+//! - `walhook-core` holds the words that the parts speak with each other; `walhook-process` knows the process itself.
 //! - `walhook-decode` and `walhook-rules` turn bytes into row changes, and those into events.
 //! - `walhook-dispatch` decides: no I/O, no clock, no ambient randomness.
-//! - `walhook-postgres`, `walhook-state` and `walhook-http` do: sockets, SQL, HTTP.
+//! - `walhook-postgres`, `walhook-state` and `walhook-http` do: sockets, SQL, HTTP; `walhook-sign` signs.
+//! - `walhook-fleet` decides which worker sends what; `walhook-bus` carries it.
 //! - [`server`] wires: bounded channels, tasks, shutdown.
 //! - `control` is what an operator may ask and order; [`cli`] has a file for each command; [`config`] is what `walhook.toml` says.
 //! - [`demo`] is the demo; what it and the tests stand on is the crate `walhook-testkit`.

@@ -1,6 +1,11 @@
 //! What the scenarios share: a throw-away PostgreSQL, the real `walhook` beside it, receivers, writers,
 //! and books that hold what was committed against what arrived.
 //!
+//! ```text
+//! writers ──► PostgreSQL ──► walhook ──► receivers
+//!    └──► books ◄── sample, cpu ──┘  └───► books ──► report, baseline
+//! ```
+//!
 //! Each scenario is a file of `src/bench`, a subcommand of the program `bench`, and a target of the
 //! `Makefile` (`bench-outage`, `bench-million`, `bench-deferred`, `bench-replay`, `hostile`). It prints a table and
 //! the outcome of its audit, and fails when the audit does. The program `figures` (`make bench`) compares what

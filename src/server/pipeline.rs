@@ -15,8 +15,9 @@
 //! ```
 //!
 //! All of it goes through bounded channels. The last flush LSN, sizes and evictions are watched: of these only
-//! the latest counts. Beside them, with the state or the source alone: notices, retention, vacuum, the replay
-//! window and its slot. Every task tells what fails to [`super::health`], which the admin server shows in any role.
+//! the latest counts. Beside them, with the state or the source alone: notices, retention, vacuum, the delivery
+//! log, open transactions, the replay window and its slot; with `[workers]` the bus, and the table of workers.
+//! Every task tells what fails to [`super::health`], which the admin server shows in any role.
 
 use std::sync::Arc;
 

@@ -1,6 +1,12 @@
 //! The words that the parts of walhook speak with each other: positions, events, endpoints, attempts and
 //! their outcomes, why a delivery waits, what is stored, and what stops a pipeline.
 //!
+//! ```text
+//! rules ──Item, Event──► dispatch ──Attempt──► http ──Outcome──► dispatch ──PersistBatch──► state
+//! postgres ──Endpoint──►    ▲                                        ▲                        │
+//!                           └──── Start (what a leader begins with) ─┴──────── Persisted ◄────┘
+//! ```
+//!
 //! Plain data and its text forms. Nothing here decides, waits or opens anything.
 
 pub mod attempt;

@@ -1,5 +1,9 @@
 //! Standard Webhooks signatures.
 //!
+//! ```text
+//! secrets ──parse──► Keys ──sign (id, timestamp, body)──► `webhook-signature` ◄──verify── a receiver
+//! ```
+//!
 //! The signed content is `id.timestamp.body`. A secret is one of three, told apart by its prefix:
 //! `whsec_` and base64 (HMAC-SHA256 with those bytes, `v1,…`), `whsk_` and base64 (an ed25519 private
 //! key: 32 bytes of seed, or 64 with the public key behind it, `v1a,…`), any other text (HMAC-SHA256

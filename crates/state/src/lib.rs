@@ -1,5 +1,11 @@
 //! The state database: what must outlive a process, behind one fence.
 //!
+//! ```text
+//! lease ──epoch──► Start ──► dispatcher ──PersistBatch──► persist ──one transaction──► the tables
+//!                               ▲  ▲                         └──Persisted──► dispatcher
+//!                     refill ───┘  └─── jobs, replays                 inspect, filter ──► commands
+//! ```
+//!
 //! A leader takes the lease by adding 1 to the epoch of its `lease` row. Each of its transactions
 //! first reads that row with its own epoch, `FOR SHARE`. That is what makes the fence hold: the bump
 //! waits for transactions that hold the row, so all they wrote is there when the new leader reads;

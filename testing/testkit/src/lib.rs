@@ -1,5 +1,10 @@
 //! What the tests, the demo and the load tests stand on.
 //!
+//! ```text
+//! traffic ──COMMIT──► cluster ──(proxy)──► program (the real walhook) ──(proxy)──► receiver
+//!    └──── what was committed ────► oracle ◄──── what arrived, and what is stored ────┘
+//! ```
+//!
 //! It speaks URLs, paths and ports: it depends on no crate of the product, so that each of them can
 //! be tested with it, and nothing of it is in the product's libraries.
 

@@ -110,7 +110,7 @@ impl StateStore {
         let mut written = write(&tx, &self.scope, led, batch, &split, page).await;
         let mut refused = None;
         if let Err(error @ StateError::LogRefused(_)) = written {
-            // All else must not wait until that is mended.
+            // All else must not wait until that is fixed.
             (refused, page) = (Some(error), None);
             tx.rollback().await?;
             tx = self.connection.transaction().await?;

@@ -54,3 +54,47 @@ pub(super) fn troubles(
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walhook_core::id::Epoch;
+    use walhook_core::lsn::Lsn;
+
+    /// A leader took its lease so many seconds after the checkpoint, which is so many old.
+    fn overview(taken_after: i64, age: f64) -> Overview {
+        Overview {
+            epoch: Epoch(2),
+            holder: Some("one".to_owned()),
+            taken_at_us: Some(1_000_000 * (100 + taken_after)),
+            frontier: Lsn(1),
+            frontier_at_us: 100_000_000,
+            frontier_age_seconds: age,
+            halt_reason: None,
+            halted_at_us: None,
+            settled_rows: 0,
+            deferred: 0,
+            unrouted: 0,
+            dead_letters: Vec::new(),
+            gaps: Vec::new(),
+            troubles: Vec::new(),
+            uncovered: Vec::new(),
+            disabled: Vec::new(),
+            paused: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn checkpoint_that_nobody_led_to_write_is_no_trouble() {
+        let says = |taken_after, age, running| {
+            let troubles = troubles(&overview(taken_after, age), None, running);
+            troubles.first().map(|told| (told.part.clone(), told.since.clone()))
+        };
+        let late = |since_us| Some(("state".to_owned(), rfc3339(since_us)));
+        assert_eq!(says(-50, 29.0, Some(true)), None);
+        assert_eq!(says(-50, 31.0, Some(true)), late(100_000_000));
+        assert_eq!(says(600, 605.0, Some(true)), None, "it leads for 5 s");
+        assert_eq!(says(600, 631.0, Some(true)), late(700_000_000));
+        assert_eq!(says(600, 631.0, Some(false)), None, "nobody leads");
+    }
+}

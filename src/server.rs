@@ -66,6 +66,7 @@ use pipeline::{Ways, lead};
 use record::Recording;
 use sessions::{LEASE, open_state};
 pub use stop::{Fatal, Stop, Unfit};
+use walhook_core::halt::Halt;
 use walhook_http::sender::Sender;
 use walhook_postgres::pg::Conninfo;
 #[cfg(feature = "workers")]
@@ -104,7 +105,7 @@ pub async fn run(
         stand_by_and_lead(&config, serves, &metrics, &tell, &shutdown, recording, &known).await;
     if let Err(Stop::Halted(halt)) = &result {
         tell.set_role(Role::Halted(halt.to_string()));
-        store_halt(&config, &known, &halt.to_string()).await;
+        store_halt(&config, &known, halt).await;
     }
     closed.cancel();
     while server.join_next().await.is_some() {}
@@ -220,10 +221,14 @@ async fn stand_by_and_lead(
 const HALT_STORED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Stores why we halt, where `walhook status` shows it. The log has it in any case.
-async fn store_halt(config: &Config, known: &Known, reason: &str) {
+async fn store_halt(config: &Config, known: &Known, halt: &Halt) {
     let stored = async {
         let mut store = open_state(config, &known.timelines, LEASE).await?;
-        store.store_halt(reason).await
+        // What was received and not settled no table tells: the next start would go on.
+        if let Some((from, at)) = known.last_received().filter(|_| halt.is_of_lost_wal()) {
+            store.note_reached(from, at).await?;
+        }
+        store.store_halt(&halt.to_string()).await
     };
     match timeout(HALT_STORED_WITHIN, stored).await {
         Ok(Ok(())) => {}

@@ -81,5 +81,6 @@ mod unrouted;
 mod upgrade;
 mod values;
 mod waits;
+mod wal_that_went;
 mod walk;
 mod workers;

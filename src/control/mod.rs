@@ -20,6 +20,7 @@
 //! To add one: a function and its view in the file of its noun, a snapshot in `contract.rs`, a command in
 //! `cli` that prints it.
 
+mod branch;
 pub(crate) mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod config;

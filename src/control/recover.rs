@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use super::branch::left_timeline;
 use super::gaps::{self, ReplayableGap};
 use super::holder::refuse_while_active;
 use super::setup::{FAILOVER_SLOTS, create_slot_within};
@@ -120,6 +121,8 @@ struct Sessions {
     found: SourceIdentity,
     /// Whom it led to at set-up.
     stored: SourceIdentity,
+    /// Where source.url leads to a later timeline of the same cluster: at which position that left the stored one.
+    left: Option<Lsn>,
     /// Whether `walhook upgrade prepare` was the last to be here.
     prepared: bool,
 }
@@ -132,14 +135,21 @@ impl Sessions {
         let found = source::identity(&source, &Conninfo::parse(url).context("source.url")?).await?;
         let state = Databases::of(config).open_state().await?;
         let stored = state.source_identity().await?;
+        let left =
+            left_timeline(config, NAME, &found, &stored).await.map_err(anyhow::Error::from)?;
         let prepared = state.prepared().await?.is_some_and(|prepared| prepared.holds);
-        Ok(Self { source, state, found, stored, prepared })
+        Ok(Self { source, state, found, stored, left, prepared })
     }
 
     /// Whether positions in the WAL, then and now, are positions in the same WAL.
     fn same_wal(&self) -> bool {
         let of = |id: &SourceIdentity| (id.system_identifier, id.timeline);
         of(&self.found) == of(&self.stored)
+    }
+
+    /// Whether what was read tells where to go on: the WAL is the same, or was up to a known position.
+    fn compare(&self) -> bool {
+        self.same_wal() || self.left.is_some()
     }
 
     /// Whether the same cluster answers, with a database of another name: the same one, renamed, if it has the slot.
@@ -151,7 +161,13 @@ impl Sessions {
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     /// The checkpoint.
+    checkpoint: Lsn,
+    /// From where on nothing may be missing: the checkpoint, or where the timelines parted before that.
     from: Lsn,
+    /// Up to where anything was settled or received.
+    read: Lsn,
+    /// Whether an older copy of the cluster was put in its place.
+    older: bool,
     begin: Begin,
     /// What happened.
     reason: String,
@@ -180,12 +196,19 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
     let name = &config.source.slot;
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot = slot::read(&sessions.source, name).await.map_err(anyhow::Error::from)?;
-    let from = prepared::checkpoint(&sessions.state, &sessions.source, name, slot.as_ref()).await?;
-    let other_source = halt::check_source(&sessions.found, &sessions.stored).err();
+    let checkpoint =
+        prepared::checkpoint(&sessions.state, &sessions.source, name, slot.as_ref()).await?;
+    let read = sessions.state.reached().await?.max(checkpoint);
+    let from = sessions.left.map_or(checkpoint, |left| left.min(checkpoint));
+    let diverged = sessions.left.map_or(Ok(()), |left| {
+        halt::check_promotion(&sessions.found, &sessions.stored, Some(left), read)
+    });
+    let other_source = diverged.and(halt::check_source(&sessions.found, &sessions.stored)).err();
     let bad_slot = halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), from).err();
     // In another WAL the two positions do not compare.
     let older = slot.as_ref().filter(|_| sessions.same_wal());
-    let older = older.and_then(|slot| halt::check_wal_end(slot.wal_end, from).err());
+    let older = older.and_then(|slot| halt::check_wal_end(slot.wal_end, read).err());
+    let is_older = older.is_some();
     let bad_slot = bad_slot.or(older);
     if let Some(of) = slot.as_ref().filter(|slot| !slot.here).and_then(|it| it.database.as_ref())
         && sessions.has_other_name()
@@ -230,13 +253,20 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
             | Halt::Unreadable { .. }
             | Halt::RuleBroken(_)),
         ) => return Err(halt.into()),
-        None if sessions.same_wal() => Begin::Checkpoint,
+        None if sessions.compare() => Begin::Checkpoint,
         None => Begin::Slot(begin_of(name, slot)?),
     };
-    let begin = window::better(config, sessions, begin, from).await?;
+    // Of an older copy of the cluster the positions do not say what was sent.
+    let begin = if is_older || !sessions.compare() {
+        begin
+    } else {
+        let known = if sessions.left.is_some() { from } else { read };
+        window::better(config, sessions, begin, (from, known)).await?
+    };
     readable(config, sessions, begin).await?;
     let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
-    Ok(Found::Plan(Box::new(Plan { from, begin, reason, adopt, wal_end })))
+    let older = is_older || sessions.same_wal() && wal_end < read;
+    Ok(Found::Plan(Box::new(Plan { checkpoint, from, read, older, begin, reason, adopt, wal_end })))
 }
 
 /// Where the slot begins.
@@ -290,6 +320,9 @@ impl Plan {
                 config.source.slot
             ));
         }
+        if let Some(left) = sessions.left {
+            lines.push(self.parted(left));
+        }
         let copy = if is_renamed { "a copy of the server" } else { "a copy" };
         lines.push(format!(
             "If that is {copy}, do not go on: walhook would send to your customers."
@@ -301,6 +334,21 @@ impl Plan {
             );
         }
         lines
+    }
+
+    /// What is the same of the two timelines, and what is not.
+    fn parted(&self, left: Lsn) -> String {
+        let Self { read, .. } = self;
+        if *read <= left {
+            return format!(
+                "Its WAL goes on from the other one's at {left}. walhook has read up to {read}, so all of that is in it."
+            );
+        }
+        format!(
+            "Its WAL is the other one's up to {left}; walhook has read that up to {read}. What was committed there in \
+             between is not in it: what was delivered of that stays delivered, what is deferred is still sent, and \
+             nothing of it hides what is committed here."
+        )
     }
 
     fn to_text(&self, config: &Config, sessions: &Sessions) -> String {
@@ -326,22 +374,26 @@ impl Plan {
             Begin::Slot(to) | Begin::Anchor { at: to, .. } => to.to_string(),
             Begin::NewSlot { .. } => format!("the present, {} or later", self.wal_end),
         };
-        lines.push(if self.wal_end < from && sessions.same_wal() {
+        lines.push(if self.older {
             format!(
-                "The WAL ends at {}, before the checkpoint {from}: this is an older copy of the cluster. \
-                 This gives up every change that was not delivered at the checkpoint, and goes on at \
+                "The WAL ends at {}, and was read up to {}: this is an older copy of the cluster. \
+                 This gives up every change that was not delivered at the checkpoint {from}, and goes on at \
                  {to}. What the copy committed from there on is sent, or sent again with the same ids.",
-                self.wal_end
+                self.wal_end, self.read
             )
-        } else if sessions.same_wal() {
+        } else if sessions.compare() {
             let end = match self.begin {
                 Begin::Slot(to) | Begin::Anchor { at: to, .. } => to,
                 Begin::Checkpoint | Begin::NewSlot { .. } => self.wal_end,
             };
             let size = end.bytes_since(from);
             format!(
-                "This gives up every change from the checkpoint {from} to {to}: {size} bytes of WAL \
-                 ({}).",
+                "This gives up every change from {} to {to}: {size} bytes of WAL ({}).",
+                if from == self.checkpoint {
+                    format!("the checkpoint {from}")
+                } else {
+                    from.to_string()
+                },
                 bytes(size)
             )
         } else {
@@ -369,7 +421,7 @@ impl Plan {
 /// What was done about a halt.
 #[derive(Debug, Serialize)]
 pub(crate) struct RecoveredView {
-    /// The old checkpoint.
+    /// The old checkpoint, or where the new primary's WAL left the old one's before that.
     pub(crate) from: String,
     /// The new one.
     pub(crate) to: String,
@@ -391,9 +443,9 @@ async fn recover(
     tell: Tell<'_>,
 ) -> Result<RecoveredView, Failure> {
     let name = &config.source.slot;
-    let same_wal = sessions.same_wal();
-    let Sessions { source, state, found, .. } = sessions;
-    let Plan { from, begin, reason, adopt, .. } = plan;
+    let compare = sessions.compare();
+    let Sessions { source, state, found, left, .. } = sessions;
+    let Plan { checkpoint, from, begin, reason, adopt, .. } = plan;
     let to = match begin {
         Begin::Checkpoint => from,
         Begin::Slot(to) => to,
@@ -420,15 +472,22 @@ async fn recover(
     };
     // What `upgrade prepare` has found settled is not stored yet.
     let stored = state.frontier().await?;
-    if stored < from {
-        state.resume_prepared(stored, from).await?;
+    if stored < checkpoint {
+        state.resume_prepared(stored, checkpoint).await?;
     }
+    let branched = match left {
+        Some(left) => Some(state.adopt_branch(checkpoint, *left, found).await?),
+        None => None,
+    };
     let gives_up = !matches!(begin, Begin::Checkpoint)
         && !matches!(begin, Begin::Anchor { at, .. } if at == from);
     let (epoch, gap) = if gives_up {
-        let epoch = state.accept_gap(from, to, &reason, adopt.then_some(&*found)).await?;
+        let adopt = (adopt && branched.is_none()).then_some(&*found);
+        let epoch = state.accept_gap(from, to, &reason, adopt).await?;
         let last = state.gaps(false).await?.pop();
         (epoch, gaps::replayable(config, last.into_iter().collect()).await.pop())
+    } else if let Some(epoch) = branched {
+        (epoch, None)
     } else if adopt {
         (state.adopt(from, found).await?, None)
     } else {
@@ -437,7 +496,7 @@ async fn recover(
     Ok(RecoveredView {
         from: from.to_string(),
         to: to.to_string(),
-        bytes: (same_wal && from <= to).then(|| to.bytes_since(from)),
+        bytes: (compare && from <= to).then(|| to.bytes_since(from)),
         reason,
         epoch: epoch.0,
         gap,

@@ -20,10 +20,15 @@ impl Known {
         *self.received.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, at));
     }
 
-    /// Up to where a server has been read that the stored identity is that of: to `at`, the checkpoint, or further by a
-    /// leader of ours, whose checkpoint may be gone.
+    /// From which server a leader of ours has received last, and up to where.
+    pub(super) fn last_received(&self) -> Option<(Primary, Lsn)> {
+        *self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Up to where a server has been read that the stored identity is that of: to `at`, as is stored, or further by a
+    /// leader of ours.
     pub(super) fn read_up_to(&self, stored: &SourceIdentity, at: Lsn) -> Lsn {
-        let received = *self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = self.last_received();
         let of_it = |(from, _): &(Primary, Lsn)| *from == primary(stored);
         received.filter(of_it).map_or(at, |(_, received)| received.max(at))
     }

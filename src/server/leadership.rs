@@ -190,6 +190,8 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
         // What is told of the source names the rights that `walhook setup` needs too.
         Err(error) => return Err(refused.err().unwrap_or_else(|| error.into())),
     };
+    // Before the identity, which another leader may replace, and then store what is further on.
+    let reached = store.reached().await?;
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
     let checks = match (started, store.current_epoch().await?) {
@@ -197,7 +199,7 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
         (false, Epoch(0)) => Checks::First,
         (false, _) => Checks::Restart,
     };
-    let session = match open(config, known, &expected, at, streams).await {
+    let session = match open(config, known, &expected, (at, reached.max(at)), streams).await {
         // Another database than ours need not hold what we look for.
         Err(OpenError::Stop(stop)) => return Err(stop.into()),
         session => {
@@ -223,8 +225,8 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, start, taken_at } = store.take_lease(&holder).await?;
     let (clock, frontier) = (Clock::since(taken_at), start.frontier);
-    store_promotion(&mut store, session.promoted).await?;
-    let read = known.read_up_to(&expected, frontier);
+    let read = known.read_up_to(&expected, store.reached().await?);
+    store_promotion(&mut store, session.promoted, read).await?;
     let until = check_slot(config, &session.sentinel, frontier, read).await?;
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;

@@ -108,29 +108,30 @@ pub enum Halt {
         /// What it was at set-up.
         expected: String,
     },
-    /// A standby was promoted that had not received everything that walhook had.
+    /// A standby was promoted that had not received everything that walhook had, or the cluster was restored to a
+    /// point in time.
     #[error(
-        "the new primary (timeline {timeline}) left the old one's WAL at {left}, before the checkpoint \
+        "the new primary (timeline {timeline}) left the old one's WAL at {left}, which walhook has read up to \
          {from}: what was committed and delivered in between is not in it. `walhook recover \
-         --adopt-cluster` goes on there; synchronized_standby_slots on the primary keeps this from \
-         happening again"
+         --adopt-cluster` goes on there; where a standby was promoted, synchronized_standby_slots on the primary \
+         keeps this from happening again"
     )]
     Diverged {
         /// The new primary's.
         timeline: u32,
         /// Where its WAL begins to differ.
         left: Lsn,
-        /// The checkpoint, or what was received already.
+        /// Up to where anything was settled or received.
         from: Lsn,
     },
-    /// The checkpoint lies beyond the end of the WAL: an older copy of the cluster was put in place.
+    /// What was read lies beyond the end of the WAL: an older copy of the cluster was put in place.
     #[error(
-        "the checkpoint {from} lies beyond the end of the WAL, {wal_end}: the cluster was replaced by an \
-         older copy of itself, and whatever it commits before {from} would be left out. \
+        "{from}, up to which walhook has read, lies beyond the end of the WAL, {wal_end}: the cluster was replaced \
+         by an older copy of itself, and whatever it commits before {from} would be left out. \
          `walhook recover --accept-gap` records that and goes on where the slot of the copy begins"
     )]
     OlderCopy {
-        /// The checkpoint, or what was received already.
+        /// Up to where anything was settled or received.
         from: Lsn,
         /// Where the server's WAL ends.
         wal_end: Lsn,
@@ -264,6 +265,12 @@ impl Halt {
         }
         self
     }
+
+    /// Whether the source lacks WAL that was read.
+    #[must_use]
+    pub fn is_of_lost_wal(&self) -> bool {
+        matches!(self, Self::Diverged { .. } | Self::OlderCopy { .. })
+    }
 }
 
 /// How to get back to the publication that the pipeline was set up with.
@@ -280,7 +287,8 @@ fn set_back(set_up: &str, called: &str) -> String {
     )
 }
 
-/// Whether the WAL reaches to `from`: START_REPLICATION would wait in silence for it to get there.
+/// Whether the WAL reaches to `from`, up to where anything was settled or received: START_REPLICATION would wait in
+/// silence for it to get there, and what is settled would hide what comes in its place.
 ///
 /// `wal_end` must have been read after `from`, which a leader moves.
 ///
@@ -298,8 +306,8 @@ pub fn is_promoted(found: &SourceIdentity, expected: &SourceIdentity) -> bool {
     found.timeline > expected.timeline && on_same == *expected
 }
 
-/// Whether the positions up to `from` mean the same on the promoted timeline, which left the expected
-/// one at `left`.
+/// Whether the positions up to `from`, up to where anything was settled or received, mean the same on the promoted
+/// timeline, which left the expected one at `left`.
 ///
 /// # Errors
 /// [`Halt::Diverged`], and [`Halt::OtherSource`] where it does not descend from the expected one.
@@ -311,9 +319,16 @@ pub fn check_promotion(
 ) -> Result<(), Halt> {
     match left {
         None => check_source(found, expected),
-        Some(left) if left < from => Err(Halt::Diverged { timeline: found.timeline, left, from }),
-        Some(_) => Ok(()),
+        Some(left) => check_left(found.timeline, left, from),
     }
+}
+
+/// As [`check_promotion`], where it is known to descend from the expected one.
+///
+/// # Errors
+/// [`Halt::Diverged`]
+pub fn check_left(timeline: u32, left: Lsn, from: Lsn) -> Result<(), Halt> {
+    if left < from { Err(Halt::Diverged { timeline, left, from }) } else { Ok(()) }
 }
 
 /// Whether the database is the one that walhook was set up for.

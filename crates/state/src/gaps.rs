@@ -165,8 +165,10 @@ impl StateStore {
     pub async fn left_out(&self, frontier: Lsn) -> Result<Vec<Lsn>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let frontier = PgLsn::from(frontier.0);
-        let sql =
-            format!("SELECT left_out FROM {s}.gaps WHERE pipeline {EQ} $1 AND left_out {GE} $2");
+        let sql = format!(
+            "SELECT left_out FROM {s}.gaps
+             WHERE pipeline {EQ} $1 AND left_out {GE} $2 AND NOT other_wal"
+        );
         let rows = self
             .connection
             .query_typed(&sql, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)])

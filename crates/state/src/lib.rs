@@ -40,6 +40,7 @@ mod open_transactions;
 mod page;
 mod persist;
 mod place;
+mod reached;
 mod recover;
 mod refill;
 mod relations;

@@ -13,10 +13,13 @@ use walhook_postgres::op::EQ;
 use super::{Param, StateError, unreadable};
 
 /// The columns, in the order in which they order positions.
-const COLUMNS: [&str; 4] = [COMMIT, "change_lsn", "relation", "n"];
+const COLUMNS: [&str; 4] = [COMMIT, "change_lsn", "relation", COUNT];
 
 /// The column of them that says where the transaction committed.
 pub(super) const COMMIT: &str = "commit_lsn";
+
+/// The last of them: the how-manieth it is of the changes that share the others.
+pub(super) const COUNT: &str = "n";
 
 /// How many parameters a position takes: those of [`Places::params`].
 pub(super) const WIDTH: usize = COLUMNS.len();

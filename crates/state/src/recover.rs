@@ -8,6 +8,7 @@ use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, PLUS};
 
 use super::lease::check_version;
+use super::reached::{forget_beyond, step_aside};
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
 /// Who takes the lease here: `walhook status` shows it until the next leader comes.
@@ -47,7 +48,12 @@ impl StateStore {
         ];
         tx.execute_typed(&gap, &gap_row).await?;
         begin_at(&tx, &self.scope, Lsn(to.into())).await?;
+        forget_beyond(&tx, &self.scope, Lsn(to.into())).await?;
+        if adopt.is_some() || to < from {
+            step_aside(&tx, &self.scope, Lsn(to.into())).await?;
+        }
         if let Some(identity) = adopt {
+            mark_gaps(&tx, &self.scope, identity).await?;
             store_identity(&tx, &self.scope, identity).await?;
         }
         tx.commit().await?;
@@ -103,6 +109,7 @@ impl StateStore {
     pub async fn adopt(&mut self, at: Lsn, identity: &SourceIdentity) -> Result<Epoch, StateError> {
         let tx = self.connection.transaction().await?;
         let epoch = take_over(&tx, &self.scope, at).await?;
+        mark_gaps(&tx, &self.scope, identity).await?;
         store_identity(&tx, &self.scope, identity).await?;
         tx.commit().await?;
         Ok(epoch)
@@ -133,6 +140,18 @@ pub(super) async fn begin_at(
     scope: &Scope,
     at: Lsn,
 ) -> Result<(), StateError> {
+    move_checkpoint(tx, scope, at).await?;
+    let s = &scope.s;
+    let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2");
+    tx.execute_typed(&forget, &scope.led()).await?;
+    forget_unseen(tx, scope).await
+}
+
+pub(super) async fn move_checkpoint(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    at: Lsn,
+) -> Result<(), StateError> {
     let Scope { s, pipeline, partition, .. } = scope;
     let at = PgLsn::from(at.0);
     let go_on = format!(
@@ -142,8 +161,11 @@ pub(super) async fn begin_at(
     let place: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (partition, Type::INT4), (&at, Type::PG_LSN)];
     tx.execute_typed(&go_on, &place).await?;
-    let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2");
-    tx.execute_typed(&forget, &scope.led()).await?;
+    Ok(())
+}
+
+pub(super) async fn forget_unseen(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
     let forget = format!("DELETE FROM {s}.unseen WHERE pipeline {EQ} $1");
     tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
     Ok(())
@@ -175,18 +197,32 @@ pub(super) async fn take_over(
     if now == at { Ok(epoch) } else { Err(StateError::CheckpointMoved { from: at, to: now }) }
 }
 
+/// Positions of the same WAL stay what they are, by whatever host it is reached; before the identity is stored.
+pub(super) async fn mark_gaps(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    identity: &SourceIdentity,
+) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let gaps = format!(
+        "UPDATE {s}.gaps SET other_wal = true WHERE pipeline {EQ} $1 AND NOT EXISTS (
+             SELECT FROM {s}.meta m WHERE m.pipeline {EQ} $1
+                AND m.system_identifier {EQ} $2::numeric AND m.timeline {EQ} $3)"
+    );
+    let system = identity.system_identifier.to_string();
+    let timeline = identity.timeline.cast_signed();
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (&system, Type::TEXT), (&timeline, Type::INT4)];
+    tx.execute_typed(&gaps, &params).await?;
+    Ok(())
+}
+
 pub(super) async fn store_identity(
     tx: &Transaction<'_>,
     scope: &Scope,
     identity: &SourceIdentity,
 ) -> Result<(), StateError> {
     let Scope { s, pipeline, .. } = scope;
-    // Positions of the same WAL stay what they are, by whatever host it is reached.
-    let gaps = format!(
-        "UPDATE {s}.gaps SET other_wal = true WHERE pipeline {EQ} $1 AND NOT EXISTS (
-             SELECT FROM {s}.meta m WHERE m.pipeline {EQ} $1
-                AND m.system_identifier {EQ} $2::numeric AND m.timeline {EQ} $3)"
-    );
     let sql = format!(
         "UPDATE {s}.meta SET system_identifier = $2::numeric, timeline = $3, host = $4, database = $5
          WHERE pipeline {EQ} $1"
@@ -201,7 +237,6 @@ pub(super) async fn store_identity(
         (host, Type::TEXT),
         (database, Type::TEXT),
     ];
-    tx.execute_typed(&gaps, row.get(..3).unwrap_or_default()).await?;
     tx.execute_typed(&sql, &row).await?;
     Ok(())
 }

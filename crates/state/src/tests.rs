@@ -10,6 +10,7 @@ mod maintenance;
 mod open_transactions;
 mod pages;
 mod plans;
+mod reached;
 mod replays;
 mod text;
 mod unrouted;

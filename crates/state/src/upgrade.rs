@@ -8,7 +8,8 @@ use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, to_us};
 use walhook_postgres::slot::Slot;
 
-use super::recover::{begin_at, store_identity, take_over};
+use super::reached::forget_beyond;
+use super::recover::{begin_at, mark_gaps, store_identity, take_over};
 use super::{Param, Scope, StateError, StateStore, lsn};
 
 /// What `walhook upgrade prepare` has recorded.
@@ -133,6 +134,8 @@ impl StateStore {
                 let tx = self.connection.transaction().await?;
                 let epoch = take_over(&tx, &self.scope, from).await?;
                 begin_at(&tx, &self.scope, to).await?;
+                forget_beyond(&tx, &self.scope, to).await?;
+                mark_gaps(&tx, &self.scope, identity).await?;
                 store_identity(&tx, &self.scope, identity).await?;
                 tx.commit().await?;
                 epoch

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::{Report, age, failover, one, role};
 use crate::config::Config;
+use crate::control::branch::left_timeline;
 use crate::control::holder::user;
 use crate::control::idle_pipelines::{self, IdlePipeline};
 use crate::control::setup::{foreign, use_of_state};
@@ -331,7 +332,14 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         host: row.try_get(2)?,
         database: row.try_get(3)?,
     };
-    let same = halt::check_source(&identity, &stored);
+    let state = Databases::of(config).open_state().await?;
+    let read = state.reached().await?;
+    let same = if halt::is_promoted(&identity, &stored) {
+        let left = left_timeline(config, super::NAME, &identity, &stored).await?;
+        halt::check_promotion(&identity, &stored, left, read)
+    } else {
+        halt::check_source(&identity, &stored)
+    };
     if let Err(halt) = &same {
         report.halt("state", halt);
     }
@@ -339,10 +347,10 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     let mut frontier = stored;
     if same.is_ok() {
         let slot = slot::read(&source, &config.source.slot).await?;
-        let state = Databases::of(config).open_state().await?;
         frontier =
             prepared::checkpoint(&state, &source, &config.source.slot, slot.as_ref()).await?;
-        if let Err(halt) = halt::check_wal_end(slot::wal_end(&source).await?, frontier) {
+        let read = read.max(frontier);
+        if let Err(halt) = halt::check_wal_end(slot::wal_end(&source).await?, read) {
             report.halt("checkpoint", &halt);
             return Ok(None);
         }

@@ -26,11 +26,11 @@ pub(super) fn cause(halt: &Halt) -> String {
             format!("source.url led elsewhere: the {what} is {found}, it was {expected}")
         }
         Halt::Diverged { timeline, left, .. } => format!(
-            "the new primary (timeline {timeline}) left the old one's WAL at {left}, before the checkpoint"
+            "the new primary (timeline {timeline}) left the old one's WAL at {left}, which had been read further"
         ),
-        Halt::OlderCopy { wal_end, .. } => format!(
-            "the cluster was replaced by an older copy of itself, whose WAL ended at {wal_end}, before the \
-             checkpoint"
+        Halt::OlderCopy { from, wal_end } => format!(
+            "the cluster was replaced by an older copy of itself, whose WAL ended at {wal_end}, and had been read \
+             up to {from}"
         ),
         // No recovery makes a gap of these.
         Halt::SlotForeign { .. }

@@ -13,12 +13,13 @@ use walhook_postgres::op::{EQ, LE};
 use walhook_postgres::slot;
 use walhook_postgres::sql::Connection;
 
-/// From the anchor nothing, or less, is given up: where it can be read, the slot is made of it.
+/// From the anchor nothing, or less, is given up: where it can be read, the slot is made of it; where the WAL ends
+/// before what was `read` of it, the positions do not say what was sent.
 pub(super) async fn better(
     config: &Config,
     sessions: &Sessions,
     begin: Begin,
-    from: Lsn,
+    (from, read): (Lsn, Lsn),
 ) -> Result<Begin> {
     let (drop, otherwise) = match begin {
         Begin::NewSlot { drop } => (drop, None),
@@ -27,8 +28,7 @@ pub(super) async fn better(
     };
     let (client, name) = (&sessions.source, &config.source.slot);
     let wal_end = slot::wal_end(client).await?;
-    // Of an older copy of the cluster the positions do not say what was sent.
-    if !sessions.same_wal() || wal_end < from {
+    if wal_end < read {
         return Ok(begin);
     }
     let anchor = anchor::read(client, name).await?;

@@ -20,7 +20,7 @@ use walhook_postgres::source;
 use walhook_postgres::sql::{ConnectError, Connection};
 use walhook_postgres::timelines::Primary;
 use walhook_postgres::wire::{self, Replication, WireError};
-use walhook_state::{StateError, StateStore};
+use walhook_state::StateStore;
 
 /// What is told when the slot that was ours is not free.
 pub(in crate::server) const IN_USE: &str = "the slot is in use by another session";
@@ -39,8 +39,17 @@ pub(in crate::server) struct Session {
     pub(in crate::server) primary: Primary,
     /// The session's `wal_sender_timeout`.
     pub(in crate::server) sender_timeout: Duration,
-    /// Set when this is a standby that was promoted since we last looked: its timeline, to be stored.
-    pub(super) promoted: Option<u32>,
+    /// Set when this is a standby that was promoted since we last looked, or a cluster that was restored.
+    pub(super) promoted: Option<Promoted>,
+}
+
+/// A later timeline than the one that is stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promoted {
+    /// Which.
+    timeline: u32,
+    /// Where it left the stored one.
+    left: Lsn,
 }
 
 /// How far a leader is.
@@ -62,8 +71,9 @@ pub(in crate::server) async fn reopen(
 ) -> Result<Session, OpenError> {
     let mut store = open_state(config, &known.timelines, LEASE).await?;
     store.write_as(epoch);
+    let read = at.max(store.reached().await?);
     let expected = store.source_identity().await?;
-    let session = open(config, known, &expected, at, streams).await?;
+    let session = open(config, known, &expected, (at, read), streams).await?;
     // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
     // slot on, which would look like a gap.
     if store.current_epoch().await? != epoch {
@@ -73,8 +83,8 @@ pub(in crate::server) async fn reopen(
     if store.frontier().await? < flushed {
         return Err(OpenError::Stop(Stop::WentBack));
     }
-    store_promotion(&mut store, session.promoted).await?;
-    check_slot(config, &session.sentinel, at, at).await?;
+    store_promotion(&mut store, session.promoted, read).await?;
+    check_slot(config, &session.sentinel, at, read).await?;
     let publication = source::publication(&session.sentinel, &config.source.publication).await;
     let publication = publication.map_err(|error| OpenError::passing(SourceError::from(error)))?;
     let published = published::check(config, &session.sentinel, publication.as_ref()).await;
@@ -82,12 +92,15 @@ pub(in crate::server) async fn reopen(
     Ok(session)
 }
 
-/// The positions are those of the new primary from now on, also where its slot lacks some.
+/// The positions are those of the new primary from now on, also where its slot lacks some. Up to `read` anything was
+/// settled or received: by now that is known for good, for nobody else stores any more.
 pub(super) async fn store_promotion(
     store: &mut StateStore,
-    promoted: Option<u32>,
-) -> Result<(), StateError> {
-    let Some(timeline) = promoted else { return Ok(()) };
+    promoted: Option<Promoted>,
+    read: Lsn,
+) -> Result<(), OpenError> {
+    let Some(Promoted { timeline, left }) = promoted else { return Ok(()) };
+    halt::check_left(timeline, left, read)?;
     store.set_timeline(timeline).await?;
     tracing::warn!(
         timeline,
@@ -117,11 +130,12 @@ pub(super) fn direct_url(config: &Config) -> &DatabaseUrl {
     config.source.replication_url.as_ref().unwrap_or(&config.source.url)
 }
 
+/// Streams from `at` on; up to `read` anything is known to be settled or received.
 pub(super) async fn open(
     config: &Config,
     known: &Known,
     expected: &SourceIdentity,
-    at: Lsn,
+    (at, read): (Lsn, Lsn),
     streams: bool,
 ) -> Result<Session, OpenError> {
     let settings = &config.source;
@@ -151,8 +165,8 @@ pub(super) async fn open(
     }
     let promoted = if halt::is_promoted(&found, expected) {
         let left = replication.left_timeline(expected.timeline, found.timeline).await?;
-        halt::check_promotion(&found, expected, left, known.read_up_to(expected, at))?;
-        Some(found.timeline)
+        halt::check_promotion(&found, expected, left, known.read_up_to(expected, read))?;
+        left.map(|left| Promoted { timeline: found.timeline, left })
     } else {
         halt::check_source(&found, expected)?;
         None

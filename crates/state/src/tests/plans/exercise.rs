@@ -25,6 +25,7 @@ use walhook_core::persist::{
 use walhook_core::position::{Position, WalPosition};
 use walhook_core::replay::{ReplayFilter, ReplayRange};
 use walhook_postgres::coverage::{Coverage, Loss, Moment, Publication};
+use walhook_postgres::timelines::Primary;
 
 /// Rows in each part of a batch.
 const SOME: u64 = 8;
@@ -462,6 +463,11 @@ async fn recovering(store: &mut StateStore, done: &mut BTreeMap<&'static str, Re
     step!(done, store, forget_prepared, Few, store.forget_prepared());
     step!(done, store, go_on, Once, store.go_on(at));
     step!(done, store, adopt, Once, store.adopt(at, &identity));
+    step!(done, store, reached, Few, store.reached());
+    let primary =
+        Primary { system_identifier: identity.system_identifier, timeline: identity.timeline };
+    step!(done, store, note_reached, Few, store.note_reached(primary, Lsn(u64::MAX)));
+    step!(done, store, adopt_branch, Once, store.adopt_branch(at, at, &identity));
     step!(done, store, leave_out, Once, store.leave_out(at, Lsn(5), "x"));
     step!(done, store, accept_gap, Once, store.accept_gap(at, at, "x", None));
     step!(done, store, finish_upgrade, Once, store.finish_upgrade(at, at, &identity, None));

@@ -288,6 +288,14 @@ impl Outcome {
         matches!(self.meaning, Meaning::Delivered)
     }
 
+    /// Whether the endpoint lives, and says that it has too much: 429, or 503 with the time to wait. A bare 503 is what
+    /// a proxy says in the stead of one that is dead.
+    #[must_use]
+    pub fn is_too_much(&self) -> bool {
+        let Meaning::Refused { overloaded: true, retry_after } = self.meaning else { return false };
+        retry_after.is_some() || self.record.status == Some(429)
+    }
+
     /// Whether it ended by us, so that the endpoint is not to blame: given up, lost with a worker, or not
     /// carried by one.
     #[must_use]

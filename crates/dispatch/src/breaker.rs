@@ -74,6 +74,8 @@ pub enum AttemptHealth {
     Well,
     /// It did not.
     Badly,
+    /// It said that it has too much: see [`crate::lane::Health`].
+    TooMuch,
     /// It did not answer at all.
     Unanswered,
 }
@@ -100,6 +102,10 @@ impl FailureWindow {
     /// Takes how a request went, and whether it had to be sent again on another connection. True: the
     /// breaker is to open.
     pub fn note(&mut self, went: AttemptHealth, resent: bool, now: Tick) -> bool {
+        if went == AttemptHealth::TooMuch {
+            self.unanswered = 0;
+            return false;
+        }
         let place = self.advance(now.0 / 1_000_000);
         let is_amiss = went != AttemptHealth::Well || resent;
         if let Some(requests) = self.requests.get_mut(place) {
@@ -122,6 +128,20 @@ impl FailureWindow {
             && (failed * 100 >= requests * FAILED_PERCENT
                 || resent * 100 > requests * RESENT_PERCENT);
         often || self.unanswered >= UNANSWERED_MAX
+    }
+
+    /// What went well within the second before, or this one, where that is more.
+    #[must_use]
+    pub fn well_lately(&self, now: Tick) -> u32 {
+        let this = now.0 / 1_000_000;
+        let well = |second: u64| {
+            let place = usize::try_from(second).unwrap_or(0) % SECONDS;
+            let failed = self.amiss.as_ref().and_then(|amiss| amiss.get(place));
+            let requests = self.requests.get(place).copied().unwrap_or(0);
+            requests.saturating_sub(failed.map_or(0, |amiss| amiss.failed))
+        };
+        let is_known = |second: &u64| *second <= self.last && self.last < second + WINDOW.as_secs();
+        [this, this.saturating_sub(1)].into_iter().filter(is_known).map(well).max().unwrap_or(0)
     }
 
     /// Forgets what is too long ago in this second, and returns its place.

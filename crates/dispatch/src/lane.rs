@@ -18,6 +18,7 @@ mod delivery;
 mod health;
 mod queue;
 mod rest;
+mod throttle;
 
 pub use delivery::{
     DELIVERY_BYTES, Insertion, LEAVING_BYTES, Origin, Pending, Removed, SharedEvent, WAITS_BYTES,

@@ -196,6 +196,7 @@ pub(super) fn asked(outcome: &Outcome) -> Option<Duration> {
 
 fn went(outcome: &Outcome) -> AttemptHealth {
     match outcome.meaning {
+        _ if outcome.is_too_much() => AttemptHealth::TooMuch,
         Meaning::Delivered | Meaning::Gone => AttemptHealth::Well,
         Meaning::TimedOut | Meaning::Failed => AttemptHealth::Unanswered,
         Meaning::Refused { .. }

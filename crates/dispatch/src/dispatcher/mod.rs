@@ -76,6 +76,8 @@ mod input;
 mod joining;
 mod journal;
 mod letters;
+#[cfg(test)]
+mod limited;
 mod memory;
 mod memory_budget;
 mod operator;

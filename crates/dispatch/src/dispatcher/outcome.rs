@@ -80,6 +80,14 @@ impl Dispatcher {
         let lacked = in_memory.was_sent(started);
         let in_flight = in_memory.in_flight();
         in_memory.health_mut().adapt(outcome.meaning, in_flight);
+        if outcome.delivered() {
+            in_memory.speed_up();
+        } else if outcome.is_too_much()
+            && let Some(until) = in_memory.slow_down(started, now)
+        {
+            self.sending.wake_at(until, Wake::RateLimit(queue));
+        }
+        let in_memory = self.queues.in_use(queue);
         let pending = in_memory.held_mut(id);
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
         let is_first_try = pending.attempts == 1 && !pending.was_read_back();

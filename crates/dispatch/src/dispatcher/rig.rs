@@ -133,11 +133,19 @@ impl Rig {
     pub(super) fn store(&mut self) {
         for _ in 0..10 {
             self.wait(Duration::from_millis(100));
-            let Some(batch) = self.dispatcher.poll_persist(self.now) else { return };
-            self.dispatcher.handle_persisted(&Persisted::default(), self.now);
-            self.table.store(&batch);
-            self.stored.push(batch);
+            if !self.store_now() {
+                return;
+            }
         }
+    }
+
+    /// Makes durable what is to be at this moment. Whether something was.
+    pub(super) fn store_now(&mut self) -> bool {
+        let Some(batch) = self.dispatcher.poll_persist(self.now) else { return false };
+        self.dispatcher.handle_persisted(&Persisted::default(), self.now);
+        self.table.store(&batch);
+        self.stored.push(batch);
+        true
     }
 
     /// An earlier leader has left rows of the account for this endpoint.

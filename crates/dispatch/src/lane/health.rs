@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::DEFAULT_MAX_IN_FLIGHT;
+use super::throttle::Throttle;
 use crate::breaker::{AttemptHealth, FailureWindow};
 use crate::schedule::{AdaptiveLimit, AnswerTime, HoldEstimate, Pool};
 use walhook_core::attempt::Meaning;
@@ -22,6 +23,8 @@ pub struct Health {
     failures: FailureWindow,
     /// How many it takes at once.
     limit: AdaptiveLimit,
+    /// What it says of its own limit. Most say nothing.
+    throttle: Option<Box<Throttle>>,
     /// It has answered the last large event.
     has_answered: bool,
 }
@@ -34,6 +37,7 @@ impl Health {
             answers: AnswerTime::default(),
             failures: FailureWindow::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
+            throttle: None,
             has_answered: false,
         }
     }
@@ -138,6 +142,23 @@ impl Health {
         }
     }
 
+    /// How long after a request the next one is sent, for what it says of its own limit.
+    pub(super) fn spacing(&self) -> Option<Duration> {
+        self.throttle.as_ref()?.spacing()
+    }
+
+    /// It says that a request which began then was too much. Whether it is sent fewer in a second.
+    pub(super) fn slow_down(&mut self, started: Tick, now: Tick) -> bool {
+        let lately = self.failures.well_lately(now);
+        let throttle = self.throttle.get_or_insert_with(|| Box::new(Throttle::new()));
+        throttle.refused(started, lately, now)
+    }
+
+    /// It took a request. `waits`: it could have been sent more.
+    pub(super) fn speed_up(&mut self, waits: bool) {
+        self.throttle.take_if(|throttle| !throttle.took(waits));
+    }
+
     /// It is back after it was dead: it takes few at once at first.
     pub fn begin_again(&mut self) {
         self.limit.begin_again();
@@ -145,11 +166,16 @@ impl Health {
 
     /// How a request went. Whether its breaker is to open.
     pub fn note(&mut self, went: AttemptHealth, resent: bool, now: Tick) -> bool {
-        self.failures.note(went, resent, now)
+        let takes_nothing =
+            self.throttle.as_ref().is_some_and(|throttle| throttle.takes_nothing(now));
+        self.failures.note(went, resent, now) || takes_nothing
     }
 
     /// How its requests went lately counts no more.
     pub fn forget_failures(&mut self) {
         self.failures = FailureWindow::default();
+        if let Some(throttle) = &mut self.throttle {
+            throttle.forget_refusals();
+        }
     }
 }

@@ -204,6 +204,30 @@ impl Queue {
         self.ready.remove(id);
         self.in_flight += 1;
         self.rest.space(at.now, rate_per_second);
+        self.pace(at.now);
+    }
+
+    /// The next request waits, where the endpoint said that it has too much.
+    fn pace(&mut self, now: Tick) {
+        if let Some(spacing) = self.health.spacing() {
+            self.rest.pace(now, spacing);
+        }
+    }
+
+    /// The endpoint says that a request which began then was too much. Returns until when none is sent, where that is
+    /// later than before.
+    pub fn slow_down(&mut self, started: Tick, now: Tick) -> Option<Tick> {
+        if !self.health.slow_down(started, now) {
+            return None;
+        }
+        self.pace(now);
+        self.resting_until(now)
+    }
+
+    /// The endpoint took a request.
+    pub fn speed_up(&mut self) {
+        let waits = !self.ready.is_empty();
+        self.health.speed_up(waits);
     }
 
     /// Spaces the next request as the row says from now on, from the last one on.

@@ -19,6 +19,8 @@ pub(super) struct Rest {
     /// When the last request was sent, and no other before then for the row's rate.
     sent_at: Tick,
     spaced_until: Tick,
+    /// No other before then, for what the endpoint says of its own limit.
+    paced_until: Tick,
     /// How often in a row we had nothing to send one with, and until when it waits for that.
     put_off: u32,
     put_off_until: Tick,
@@ -48,6 +50,11 @@ impl Rest {
             .filter(|rate| *rate > 0.0)
             .map(|rate| Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX));
         self.spaced_until = self.sent_at + spacing.unwrap_or_default();
+    }
+
+    /// The next request waits for so long, for what the endpoint says of its own limit.
+    pub(super) fn pace(&mut self, now: Tick, spacing: Duration) {
+        self.paced_until = now + spacing;
     }
 
     /// A request was not sent, for want of something of our own. Returns until when none is: for 500 ms, then twice
@@ -87,7 +94,7 @@ impl Rest {
     }
 
     fn end(&self) -> Tick {
-        self.spaced_until.max(self.put_off_until)
+        self.spaced_until.max(self.paced_until).max(self.put_off_until)
     }
 }
 

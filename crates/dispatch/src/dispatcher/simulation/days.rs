@@ -271,7 +271,7 @@ fn week_of_retries_ends_each_delivery_in_its_time_and_costs_few_requests() {
     let is_long = std::env::var_os("WALHOOK_TEST_LONG").is_some();
     let (diary, took) = simulate(1, if is_long { 2_000 } else { 700 }, 0);
     assert!(took > 7 * DAY);
-    assert!(diary.exhausted > 100, "{} exhausted", diary.exhausted);
+    assert!(diary.exhausted > 80, "{} exhausted", diary.exhausted);
     let mean = f64::from(diary.attempts) / f64::from(diary.exhausted);
     println!(
         "{:.1} days; {} deliveries exhausted after {mean:.1} attempts in the mean, {} at most",

@@ -45,7 +45,8 @@ impl Dispatcher {
     /// anything for `stood_us`: the queues' clocks stood still meanwhile, as those of paused endpoints do anyway.
     pub(super) fn recover_deferred(&mut self, rows: Vec<BacklogRow>, stood_us: i64) {
         let (now, now_us) = (Tick(0), self.door.unix_us_at_zero());
-        for row in rows {
+        for mut row in rows {
+            row.blocked = self.settings.ordering.unmarked(row.blocked);
             let (rows, was_open) = (row.rows, row.open_until_us.is_some());
             let (queue, mut deferred) = DeferredQueue::recovered(row);
             if !self.endpoints.is_paused(&queue.endpoint) {

@@ -7,7 +7,7 @@ use crate::settle::SettlePolicy;
 use walhook_core::delivery_log::Keep;
 use walhook_core::event::{EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId};
-use walhook_core::persist::DeferReason;
+use walhook_core::persist::{Blocked, DeferReason};
 use walhook_core::tick::Tick;
 
 /// What is delivered in order to one endpoint.
@@ -20,6 +20,32 @@ pub enum Ordering {
     Account,
     /// Nothing.
     None,
+}
+
+impl Ordering {
+    /// Stands among the keys that a queue's rows block, and says of which ordering these are. No row has such a key,
+    /// but by an accident that would have it wait for another one.
+    const fn mark(self) -> u64 {
+        match self {
+            Self::Row => 0x9c1f_4b7a_02d6_e853,
+            Self::Account => 0x5e30_d8b4_91a7_6c2f,
+            Self::None => 0xb7e2_065d_3fc9_814a,
+        }
+    }
+
+    /// What the table says of a queue whose rows block these.
+    pub(super) fn marked(self, blocked: Blocked) -> Blocked {
+        let Blocked::Keys(mut keys) = blocked else { return Blocked::All };
+        keys.push(self.mark());
+        Blocked::Keys(keys)
+    }
+
+    /// What the queue's rows block, of which the table says this. Keys of another ordering are none of this one, and
+    /// those of an earlier version say of none: what comes joins the rows, which are ordered anew as they are read.
+    pub(super) fn unmarked(self, blocked: Blocked) -> Blocked {
+        let Blocked::Keys(mut keys) = blocked else { return Blocked::All };
+        if keys.pop() == Some(self.mark()) { Blocked::Keys(keys) } else { Blocked::All }
+    }
 }
 
 /// What the configuration decides here.
@@ -149,3 +175,6 @@ pub struct Gauges {
     /// When the oldest transaction that is not settled was read.
     pub oldest_unsettled: Option<Tick>,
 }
+
+#[cfg(test)]
+mod tests;

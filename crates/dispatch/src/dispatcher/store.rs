@@ -155,7 +155,10 @@ impl Dispatcher {
             let id = self.queues.id(queue).clone();
             let unix_us_at_zero = self.door.unix_us_at_zero();
             match self.queues.with_row(queue).hand_out(&id, now, unix_us_at_zero) {
-                Some(row) => batch.backlog.push(row),
+                Some(mut row) => {
+                    row.blocked = self.settings.ordering.marked(row.blocked);
+                    batch.backlog.push(row);
+                }
                 None => {
                     batch.backlog_gone.push(id);
                     over.push(queue);

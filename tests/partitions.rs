@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::changes::rule;
-use crate::support::{SCHEMA, World, bodies};
+use crate::support::{SCHEMA, World, bodies, text};
 
 const PARTITIONED: &str = "
     CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, total numeric) PARTITION BY RANGE (id);
@@ -235,5 +235,80 @@ async fn truncate_of_the_root_is_an_event_or_one_for_each_published_partition() 
         let cleared = bodies.iter().filter(|body| body["type"] == "orders.cleared").count();
         assert_eq!(cleared as u64, events, "{alter}");
     }
+    Ok(())
+}
+
+/// From then on its changes come as the root's, so that its rule would hear of none.
+#[tokio::test]
+async fn table_of_a_rule_that_becomes_a_partition_of_a_published_root_halts_before_a_row_is_missed()
+-> Result<()> {
+    let columns = r#"["id", "total"]"#;
+    let archived = rule("archived", "archive", r#"["insert"]"#, columns, "");
+    let rules = rule("order", "orders", r#"["insert"]"#, columns, "") + &archived;
+    let mut world = World::bare("", &rules, &[]).await?;
+    world.sql.batch_execute(&format!("{SCHEMA}; {PARTITIONED}")).await?;
+    world.sql.batch_execute("CREATE TABLE archive (LIKE orders INCLUDING ALL)").await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    let running = world.run().await?;
+    run_each(&world, &["INSERT INTO archive VALUES (20, 42, 1)"]).await?;
+    world.delivered(1).await?;
+    let statements = [
+        "ALTER TABLE orders ATTACH PARTITION archive FOR VALUES FROM (20) TO (30)",
+        "INSERT INTO archive VALUES (21, 42, 2)",
+    ];
+    run_each(&world, &statements).await?;
+    let (status, log) = running.ended_with_log().await?;
+    let reason = "public.archive as those of public.orders, which it is a partition of";
+    ensure!(status.code() == Some(3) && log.contains(reason), "{status}: {log}");
+
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(2) && log.contains(reason), "{status}: {log}");
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    let fix = "name public.orders in its place";
+    ensure!(check.contains(reason) && check.contains(fix), "{check}");
+    let setup = world.walhook(&["setup"]).await?;
+    let told = text(&setup.stderr);
+    ensure!(!setup.status.success() && told.contains(fix), "{told}");
+
+    world.edit_config(&archived, "")?;
+    let _running = world.run().await?;
+    let bodies = bodies(&world.delivered(2).await?, "/1");
+    let types: Vec<&Value> = bodies.iter().map(|body| &body["type"]).collect();
+    assert_eq!(types, ["archived", "order"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_for_a_partition_is_refused_where_its_root_is_published_or_would_be() -> Result<()> {
+    let columns = r#"["id", "total"]"#;
+    let mut world = World::bare("", &rule("low", "low", r#"["insert"]"#, columns, ""), &[]).await?;
+    world.sql.batch_execute(&format!("{SCHEMA}; {PARTITIONED}")).await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    let running = world.run().await?;
+    run_each(&world, &["INSERT INTO orders VALUES (1, 42, 1)"]).await?;
+    world.delivered(1).await?;
+    ensure!(running.terminate().await?.success());
+
+    let alone = std::fs::read_to_string(world.config())?;
+    let of_root = rule("order", "orders", r#"["insert"]"#, columns, "");
+    world.write_config(&format!("{alone}\n{of_root}"))?;
+    let refused = "public.low is a partition of public.orders, which the publication walhook has or is to have";
+    let setup = world.walhook(&["setup"]).await?;
+    ensure!(text(&setup.stderr).contains(refused), "{}", text(&setup.stderr));
+    let holds = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'orders'";
+    ensure!(world.value(holds).await? == "0");
+
+    // All that is below a root, when all tables are published.
+    let all = "DROP PUBLICATION walhook;
+        CREATE PUBLICATION walhook FOR ALL TABLES WITH (publish_via_partition_root)";
+    run_each(&world, &all.split(';').collect::<Vec<_>>()).await?;
+    world.write_config(&alone.replace("public.low", "public.high"))?;
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    let reason = "public.high as those of public.orders, which it is a partition of";
+    ensure!(status.code() == Some(2) && log.contains(reason), "{status}: {log}");
+    let setup = text(&world.walhook(&["setup"]).await?.stderr);
+    ensure!(setup.contains("name public.orders in its place"), "{setup}");
     Ok(())
 }

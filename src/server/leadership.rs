@@ -279,7 +279,8 @@ async fn check_fit(
         return Ok(rules);
     }
     if checks == Checks::First {
-        published::unwatched(config, client, publication).await?.map_err(OpenError::of_halt)?;
+        let watched = published::unwatched(config, client, publication).await?;
+        watched.map_err(|problem| OpenError::of_halt(problem.halt(&config.source.publication)))?;
         refuse_to_break_writes(config, client).await?;
     }
     published::check_rows(config, client).await?.map_err(OpenError::of_halt)?;

@@ -12,6 +12,7 @@ use super::coverage::Watcher;
 use super::error::TaskError;
 use super::held::Held;
 use super::leadership::StartError;
+use super::published::Problem;
 use super::rulebook::{RulesError, compile_with};
 use super::sessions::Sessions;
 use super::tasks::{Until, Work};
@@ -70,7 +71,7 @@ struct Seen {
     wal_end: Lsn,
     overview: Overview,
     published: Result<(), Halt>,
-    watched: Result<(), Halt>,
+    watched: Result<(), Problem>,
     /// The tables whose own writes fail because they are published.
     refused: Vec<RefusedWrites>,
     /// What is wrong with the rules, or what they say of children.
@@ -130,9 +131,9 @@ impl Observer {
         self.measure(slot.as_ref());
         match watched {
             Ok(()) => self.tell.works(Part::Watch),
-            Err(halt) => {
-                let fix = "see to it that the publication holds the table; `walhook setup` does it";
-                self.tell.fails_with(Part::Watch, Instant::now(), &halt.to_string(), fix);
+            Err(problem) => {
+                let what = problem.describe(&self.sessions.config.source.publication);
+                self.tell.fails_with(Part::Watch, Instant::now(), &what, &problem.fix);
                 self.evict.send_replace(Some(seen_by_all(client).await?));
             }
         }

@@ -12,6 +12,7 @@ use walhook_core::catalog::TableName;
 use walhook_core::halt::Halt;
 use walhook_postgres::coverage::{self, Coverage, Kind, Lack, Moment, Seen};
 use walhook_postgres::error::SourceError;
+use walhook_postgres::published::published_as;
 use walhook_postgres::row_security;
 use walhook_postgres::source::{self, Publication};
 use walhook_postgres::sql::Connection;
@@ -33,13 +34,63 @@ pub(super) async fn check(
     let rules = config.rule_tables().map(str::parse::<TableName>);
     let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>()?;
     if let Some(problem) = find_problem(config, publication, &tables) {
-        if let Some(missing) = missing(client, &tables).await? {
-            return Ok(Err(Halt::RuleBroken(missing)));
+        if let Some(Problem { what, fix }) = missing(client, &tables).await? {
+            return Ok(Err(Halt::RuleBroken(format!("{what}: {fix}"))));
         }
-        let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
-        return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
+        let unpublished = tables.difference(&publication.tables);
+        if let Some(below) = below_root(client, name, unpublished).await? {
+            return Ok(Err(below));
+        }
+        let problem = cannot_be_held(client, name, &tables).await?.unwrap_or(problem);
+        return Ok(Err(problem.halt(name)));
     }
     Ok(Ok(()))
+}
+
+/// The halt of the first of the tables whose changes come as those of a table that it is a partition of.
+///
+/// # Errors
+/// When the server does not answer.
+pub(super) async fn below_root(
+    client: &Connection,
+    publication: &str,
+    tables: impl IntoIterator<Item = &TableName>,
+) -> Result<Option<Halt>, SourceError> {
+    for table in tables {
+        let root = published_as(client, publication, table, &BTreeSet::new(), false).await?;
+        if let Some(root) = root {
+            return Ok(Some(Halt::RuleBroken(format!(
+                "publication {publication:?} publishes the changes of {table} as those of {root}, which it is a partition \
+                 of, so that nothing comes of {table}: name {root} in the rule, with a `when` for these rows, or detach it"
+            ))));
+        }
+    }
+    Ok(None)
+}
+
+/// What keeps changes of a table out of the stream.
+pub(super) struct Problem {
+    /// In words that follow the publication's name, or that name the table.
+    what: String,
+    /// The fix.
+    pub(super) fix: String,
+}
+
+impl Problem {
+    fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { what: what.into(), fix: fix.into() }
+    }
+
+    /// What is wrong, as a sentence's part.
+    pub(super) fn describe(&self, publication: &str) -> String {
+        format!("publication {publication:?} {}", self.what)
+    }
+
+    /// The same as a halt.
+    pub(super) fn halt(self, publication: &str) -> Halt {
+        let problem = format!("{}: {}", self.what, self.fix);
+        Halt::Unpublished { publication: publication.to_owned(), problem }
+    }
 }
 
 /// Of a configured publication that is not there: the halt, where the one of the last look is.
@@ -66,13 +117,28 @@ pub(super) async fn unwatched(
     config: &Config,
     client: &Connection,
     publication: Option<&Publication>,
-) -> Result<Result<(), Halt>, SourceError> {
+) -> Result<Result<(), Problem>, SourceError> {
     let name = &config.source.publication;
     let Some(publication) = publication else { return Ok(Ok(())) };
-    let tables = needed(config)?;
+    let watched = config.rules().watched().map(str::parse::<TableName>);
+    let tables: BTreeSet<TableName> = watched.collect::<Result<_, _>>()?;
     let Some(problem) = find_problem(config, publication, &tables) else { return Ok(Ok(())) };
-    let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
-    Ok(Err(Halt::Unpublished { publication: name.clone(), problem }))
+    if let Some(missing) = missing(client, &tables).await? {
+        let what = format!("does not hold a table that is watched: {}", missing.what);
+        return Ok(Err(Problem { what, ..missing }));
+    }
+    for table in tables.difference(&publication.tables) {
+        let root = published_as(client, name, table, &BTreeSet::new(), false).await?;
+        if let Some(root) = root {
+            return Ok(Err(Problem::new(
+                format!(
+                    "publishes the changes of {table} as those of {root}, which it is a partition of"
+                ),
+                format!("name {root} in its place in [endpoints], or detach it"),
+            )));
+        }
+    }
+    Ok(Err(cannot_be_held(client, name, &tables).await?.unwrap_or(problem)))
 }
 
 /// Refuses to start where row-level security may hide rows that are looked up. While we run, look-ups
@@ -95,33 +161,46 @@ pub(super) async fn check_rows(
 async fn missing(
     client: &Connection,
     tables: &BTreeSet<TableName>,
-) -> Result<Option<String>, SourceError> {
+) -> Result<Option<Problem>, SourceError> {
     for table in tables {
         if source::table(client, table).await?.is_none() {
-            let text =
-                "if it was renamed or moved, correct the rules that name it, or rename it back";
-            return Ok(Some(format!("there is no table {table} any more: {text}")));
+            return Ok(Some(Problem::new(
+                format!("there is no table {table} any more"),
+                "if it was renamed or moved, correct the rules that name it, or rename it back",
+            )));
         }
     }
     Ok(None)
 }
 
 /// What is wrong with a table that cannot be published, and the fix.
-async fn without_wal(
+async fn cannot_be_held(
     client: &Connection,
     publication: &str,
     tables: &BTreeSet<TableName>,
-) -> Result<Option<String>, SourceError> {
+) -> Result<Option<Problem>, SourceError> {
+    for table in tables {
+        if source::table(client, table).await?.is_some_and(|table| matches!(table.kind, 'v' | 'm'))
+        {
+            return Ok(Some(Problem::new(
+                format!("cannot hold {table}, which is a view now"),
+                "name in its place the tables that it stands on (of an endpoint view, in endpoints.watch), then run \
+                 `walhook setup`",
+            )));
+        }
+    }
     let looked = coverage::look(client, publication, tables, 0).await?;
     let named = looked.tables.iter().filter(|seen| seen.covered.kind == Kind::Named);
     Ok(named.into_iter().find_map(|Seen { name, covered, .. }| match covered.lack? {
-        Lack::Unlogged => Some(format!(
-            "cannot hold the table {name}, which is unlogged: ALTER TABLE {name} SET LOGGED, then run \
-             `walhook setup`"
+        Lack::Unlogged => Some(Problem::new(
+            format!("cannot hold the table {name}, which is unlogged"),
+            format!("ALTER TABLE {name} SET LOGGED, then run `walhook setup`"),
         )),
-        Lack::Foreign => Some(format!(
-            "cannot hold {name}, which is a foreign table: its changes are in another server's WAL; \
-             remove what names it from the configuration, and run a walhook there"
+        Lack::Foreign => Some(Problem::new(
+            format!(
+                "cannot hold {name}, which is a foreign table: its changes are in another server's WAL"
+            ),
+            "remove what names it from the configuration, and run a walhook there",
         )),
         Lack::Unpublished | Lack::Identityless | Lack::Filtered => None,
     }))
@@ -146,15 +225,16 @@ fn find_problem(
     config: &Config,
     publication: &Publication,
     tables: &BTreeSet<TableName>,
-) -> Option<String> {
+) -> Option<Problem> {
     for table in tables {
         if !publication.tables.contains(table) {
-            return Some(format!("does not hold the table {table}: `walhook setup` puts it back"));
+            let what = format!("does not hold the table {table}");
+            return Some(Problem::new(what, "`walhook setup` puts it back"));
         }
         if publication.filtered.contains(table) {
-            return Some(format!(
-                "has a row filter for the table {table}, which hides changes: publish it again \
-                 without WHERE, and use `when` in the rule"
+            return Some(Problem::new(
+                format!("has a row filter for the table {table}, which hides changes"),
+                "publish it again without WHERE, and use `when` in the rule",
             ));
         }
     }
@@ -173,5 +253,7 @@ fn find_problem(
         ("truncate", publication.truncate),
     ];
     let missing = published.iter().find(|(name, is)| !is && operations.contains(name));
-    missing.map(|(name, _)| format!("does not publish {name}s: `walhook setup` has it do so"))
+    missing.map(|(name, _)| {
+        Problem::new(format!("does not publish {name}s"), "`walhook setup` has it do so")
+    })
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::published::below_root;
 use crate::config::Config;
+use walhook_core::catalog::TableName;
 use walhook_core::halt::Halt;
 use walhook_decode::pgoutput::{Message, Relation};
 use walhook_postgres::catalog::{self, Standing, WhichTypes};
@@ -87,13 +89,15 @@ pub(super) struct Rulebook {
     relations: HashMap<u32, Arc<Relation>>,
     /// What the stream calls the types that are not built in: schema and name.
     types: HashMap<u32, (String, String)>,
+    /// The table that was described by the message before, in this transaction.
+    described: Option<(Option<u32>, u32)>,
 }
 
 impl Rulebook {
     /// The rules as they were compiled, before a stream.
     pub(super) fn new(config: Config, system_identifier: u64, rules: Rules) -> Self {
-        let (relations, types) = Default::default();
-        Self { config, system_identifier, rules, relations, types }
+        let (relations, types, described) = Default::default();
+        Self { config, system_identifier, rules, relations, types, described }
     }
 
     /// Binds the rules to a table as the stream describes it.
@@ -119,24 +123,57 @@ impl Rulebook {
     ) -> Result<(), Unlearned> {
         if let Message::Type { oid, schema, name } = message {
             self.types.insert(*oid, ((*schema).to_owned(), (*name).to_owned()));
+            return Ok(());
         }
-        let Message::Relation(relation) = message else { return Ok(()) };
-        let Some(lacks) = self.rules.lacks(relation) else { return Ok(()) };
+        let Message::Relation(relation) = message else {
+            self.described = None;
+            return Ok(());
+        };
+        let before = self.described.filter(|before| before.0 == xid).map(|before| before.1);
+        let lacks = self.rules.lacks(relation);
         let ask = async {
-            if let Some(xid) = xid {
+            if let (Some(_), Some(xid)) = (lacks, xid) {
                 catalog::until_shown(client, xid).await?;
             }
             match lacks {
-                Lacks::Type => self.read_catalog(client).await,
-                Lacks::Fit => {
+                Some(Lacks::Type) => self.read_catalog(client).await?,
+                Some(Lacks::Fit) => {
                     self.read_catalog(client).await?;
                     self.rules.handle_fitting(relation.oid);
-                    Ok(())
                 }
-                Lacks::Standing => self.place(relation, client).await,
+                Some(Lacks::Standing) => self.place(relation, client).await?,
+                None => {}
+            }
+            match before {
+                Some(before) => self.refuse_root(before, relation, client).await,
+                None => Ok(()),
             }
         };
-        timeout(ANSWER_TIMEOUT, ask).await.unwrap_or(Err(Unlearned::NoAnswer(ANSWER_TIMEOUT)))
+        let asked = timeout(ANSWER_TIMEOUT, ask).await;
+        asked.unwrap_or(Err(Unlearned::NoAnswer(ANSWER_TIMEOUT)))?;
+        self.described = Some((xid, relation.oid));
+        Ok(())
+    }
+
+    /// Halts where changes of the table come as those of a root, past rules that name it or what lies between.
+    ///
+    /// Before such changes the server describes the root, and at once the partition. It does the same before a TRUNCATE of
+    /// several tables, so the catalog decides. Where a large transaction is played between the two, the observer sees it.
+    async fn refuse_root(
+        &self,
+        before: u32,
+        relation: &Relation,
+        client: &Connection,
+    ) -> Result<(), Unlearned> {
+        if !self.rules.passes_by(before, relation) {
+            return Ok(());
+        }
+        let tables = self.config.rule_tables().map(str::parse::<TableName>);
+        let tables: Vec<TableName> = tables.collect::<Result<_, _>>().map_err(SourceError::from)?;
+        match below_root(client, &self.config.source.publication, &tables).await? {
+            Some(below) => Err(Unlearned::Halt(below)),
+            None => Ok(()),
+        }
     }
 
     async fn place(&mut self, relation: &Relation, client: &Connection) -> Result<(), Unlearned> {

@@ -21,7 +21,7 @@ mod partitions;
 pub mod pg;
 pub mod preflight;
 pub mod publication_mark;
-mod published;
+pub mod published;
 pub mod refused_writes;
 pub mod row_security;
 pub mod slot;

@@ -30,6 +30,7 @@ mod tests {
 
     use super::*;
     use crate::fixture::{session, start};
+    use crate::published::published_as;
     use crate::sql::Connection;
     use crate::{catalog, coverage, preflight, refused_writes, row_security, source};
     use walhook_core::catalog::TableName;
@@ -101,6 +102,9 @@ mod tests {
         }
         for publication in ["by_root", "by_name", "of_all"] {
             assert!(source::publication(client, publication).await.unwrap().is_some());
+            for table in &tables {
+                published_as(client, publication, table, &tables, true).await.unwrap();
+            }
             refused_writes::refused_writes(client, publication).await.unwrap();
             coverage::look(client, publication, &tables, 1).await.unwrap();
             catalog::standing(client, publication, low, &[orders]).await.unwrap();

@@ -1,6 +1,12 @@
 //! The tables that a publication publishes, read without a lock on any.
 
-use crate::op::{EQ, GE, NE};
+use std::collections::BTreeSet;
+
+use tokio_postgres::Client;
+
+use crate::op::{EQ, GE, GT, NE, PLUS};
+use crate::source::server_version;
+use walhook_core::catalog::TableName;
 
 /// Publications of schemas came with version 15.
 const SCHEMAS: i32 = 150_000;
@@ -41,11 +47,61 @@ pub(crate) fn published_by(publication: &str, version: i32) -> String {
     )
 }
 
+/// The table as whose the publication publishes the changes of the partition `table`, where not as its own: the topmost
+/// of those above it that it was given.
+///
+/// `more` and `via_root`: as though it had been given these too, and changes of partitions were published as their
+/// root's; also where there is no such publication yet.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn published_as(
+    client: &Client,
+    publication: &str,
+    table: &TableName,
+    more: &BTreeSet<TableName>,
+    via_root: bool,
+) -> Result<Option<TableName>, tokio_postgres::Error> {
+    let of_schema = format!(
+        "OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s
+                    WHERE s.pnpubid {EQ} p.oid AND s.pnnspid {EQ} c.relnamespace)"
+    );
+    let of_schema = if server_version(client).await? >= SCHEMAS { &*of_schema } else { "" };
+    let sql = format!(
+        "WITH RECURSIVE up (oid, height) AS (
+             SELECT c.oid, 0 FROM pg_catalog.pg_class c
+             JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+             WHERE n.nspname {EQ} $1 AND c.relname {EQ} $2
+             UNION ALL
+             SELECT i.inhparent, up.height {PLUS} 1 FROM up
+             JOIN pg_catalog.pg_class c ON c.oid {EQ} up.oid AND c.relispartition
+             JOIN pg_catalog.pg_inherits i ON i.inhrelid {EQ} up.oid AND NOT i.inhdetachpending)
+         SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+         FROM up JOIN pg_catalog.pg_class c ON c.oid {EQ} up.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+         LEFT JOIN pg_catalog.pg_publication p ON p.pubname {EQ} $3
+         WHERE up.height {GT} 0 AND (p.pubviaroot OR $6::pg_catalog.bool)
+           AND (p.puballtables
+                OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
+                           WHERE r.prpubid {EQ} p.oid AND r.prrelid {EQ} c.oid) {of_schema}
+                OR EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest($4::pg_catalog.text[]),
+                                                  pg_catalog.unnest($5::pg_catalog.text[])) AS m (nspname, relname)
+                           WHERE n.nspname {EQ} m.nspname AND c.relname {EQ} m.relname))
+         ORDER BY up.height DESC LIMIT 1"
+    );
+    let schemas: Vec<&str> = more.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = more.iter().map(|table| table.name.as_str()).collect();
+    let row = client
+        .query_opt(&sql, &[&table.schema, &table.name, &publication, &schemas, &names, &via_root])
+        .await?;
+    row.map(|row| Ok(TableName { schema: row.try_get(0)?, name: row.try_get(1)? })).transpose()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::start;
-    use crate::source::server_version;
+    use crate::source::publication;
 
     const SCHEMA: &str = "
         CREATE SCHEMA apart;
@@ -101,5 +157,41 @@ mod tests {
                 client.batch_execute("DROP PUBLICATION one").await.unwrap();
             }
         }
+    }
+
+    #[tokio::test]
+    async fn partition_below_a_root_that_was_given_is_published_as_that_one_alone() {
+        let (_cluster, client) = start().await;
+        client.batch_execute(SCHEMA).await.unwrap();
+        let none = BTreeSet::new();
+        for (given, via_root, table, expected) in [
+            ("FOR TABLE orders, low", true, "public.low", Some("public.orders")),
+            ("FOR TABLE orders, low", false, "public.low", None),
+            ("FOR TABLE high, orders", true, "apart.higher", Some("public.orders")),
+            ("FOR TABLE high", true, "apart.higher", Some("public.high")),
+            ("FOR ALL TABLES", true, "public.high", Some("public.orders")),
+            ("FOR ALL TABLES", true, "public.orders", None),
+            ("FOR ALL TABLES", false, "public.high", None),
+            ("FOR TABLE low", true, "public.low", None),
+            ("FOR TABLE plain", true, "apart.heir", None),
+        ] {
+            let case = format!("{given} {via_root} {table}");
+            let create = format!(
+                "CREATE PUBLICATION one {given} WITH (publish_via_partition_root = {via_root})"
+            );
+            client.batch_execute(&create).await.unwrap();
+            let table: TableName = table.parse().unwrap();
+            let root = published_as(&client, "one", &table, &none, false).await.unwrap();
+            assert_eq!(root.map(|root| root.to_string()).as_deref(), expected, "{case}");
+            let found = publication(&client, "one").await.unwrap().unwrap();
+            let is_own = expected.is_none() || !via_root;
+            assert_eq!(found.tables.contains(&table), is_own, "{case}");
+            client.batch_execute("DROP PUBLICATION one").await.unwrap();
+        }
+        let (low, orders) = ("public.low".parse().unwrap(), "public.orders".parse().unwrap());
+        let more = BTreeSet::from([orders]);
+        let root = published_as(&client, "none", &low, &more, true).await.unwrap();
+        assert_eq!(root.as_ref(), more.first());
+        assert_eq!(published_as(&client, "none", &low, &more, false).await.unwrap(), None);
     }
 }

@@ -133,7 +133,8 @@ pub struct Publication {
     pub truncate: bool,
     /// Whether it publishes stored generated columns.
     pub generated: bool,
-    /// Every table that it publishes, and the partitioned ones that it was given.
+    /// Every table whose changes it publishes as that table's, and, where those of partitions are published under their
+    /// own names, the partitioned ones that it was given.
     pub tables: BTreeSet<TableName>,
     /// Tables with a row filter.
     pub filtered: BTreeSet<TableName>,
@@ -206,9 +207,10 @@ pub async fn publication(
     );
     let mut tables = names(client, &published, name).await?;
     let select = format!("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text {members}");
-    tables.append(&mut names(client, &select, name).await?);
     let knows_schemas = version >= ROW_FILTERS;
-    tables.append(&mut names(client, &roots_sql(knows_schemas), name).await?);
+    for given in [format!("{select} AND NOT p.pubviaroot"), roots_sql(knows_schemas)] {
+        tables.append(&mut names(client, &given, name).await?);
+    }
     let (mut filtered, mut lists) = Default::default();
     if knows_schemas {
         filtered = names(client, &format!("{select} AND r.prqual IS NOT NULL"), name).await?;
@@ -238,7 +240,7 @@ fn roots_sql(knows_schemas: bool) -> String {
         "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
          FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
          JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
-         WHERE p.pubname {EQ} $1 AND c.relkind {EQ} 'p' AND c.relpersistence {EQ} 'p'
+         WHERE p.pubname {EQ} $1 AND NOT p.pubviaroot AND c.relkind {EQ} 'p' AND c.relpersistence {EQ} 'p'
            AND (p.puballtables {})",
         if knows_schemas { &of_schema } else { "" }
     )

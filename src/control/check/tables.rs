@@ -1,6 +1,6 @@
 //! The publication and the customer's tables: do they hold what the configuration names?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use tokio_postgres::Client;
@@ -15,6 +15,7 @@ use walhook_core::catalog::TableName;
 use walhook_postgres::catalog;
 use walhook_postgres::op::EQ;
 use walhook_postgres::preflight::{self, Fault};
+use walhook_postgres::published::published_as;
 use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
 use walhook_postgres::row_security;
 use walhook_postgres::source::{self, Publication, Table};
@@ -35,7 +36,8 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     }
     match &publication {
         Some(publication) => {
-            check_publication(config, publication, &tables, report)?;
+            let below = below_root(config, publication, client).await?;
+            check_publication(config, publication, &tables, &below, report)?;
             coverage::check(config, client, report).await?;
             writes(&config.source.publication, client, report).await?;
             partitions(config, &tables, client, report).await?;
@@ -76,17 +78,41 @@ fn refused(name: &TableName, tables: &Tables) -> Option<String> {
     unpublishable(name, tables.get(name)?)
 }
 
+/// The tables whose changes come as those of a table that they are partitions of, with that one.
+async fn below_root(
+    config: &Config,
+    publication: &Publication,
+    client: &Client,
+) -> Result<BTreeMap<TableName, TableName>> {
+    let (name, mut below) = (&config.source.publication, BTreeMap::new());
+    for table in published(config)?.difference(&publication.tables) {
+        let root = published_as(client, name, table, &BTreeSet::new(), false).await?;
+        below.extend(root.map(|root| (table.clone(), root)));
+    }
+    Ok(below)
+}
+
 fn check_publication(
     config: &Config,
     publication: &Publication,
     tables: &Tables,
+    below: &BTreeMap<TableName, TableName>,
     report: &mut Report,
 ) -> Result<()> {
     let name = &config.source.publication;
     let before = report.0.len();
     for table in published(config)? {
         let is_logged = tables.get(&table).is_none_or(|table| table.is_logged);
-        if !publication.tables.contains(&table) && is_logged {
+        if let Some(root) = below.get(&table) {
+            let finding = format!(
+                "{name} publishes the changes of {table} as those of {root}, which it is a partition of, so that nothing \
+                 comes of {table}"
+            );
+            let fix = format!(
+                "name {root} in its place in the configuration (in a rule with a `when` for its rows), or detach it"
+            );
+            report.fail("publication", finding, fix);
+        } else if !publication.tables.contains(&table) && is_logged {
             let finding = format!("{name} does not hold {table}");
             let fix = refused(&table, tables).unwrap_or_else(|| "run `walhook setup`".to_owned());
             report.fail("publication", finding, fix);

@@ -17,6 +17,7 @@ use walhook_core::catalog::TableName;
 use walhook_postgres::coverage::{self, Seen};
 use walhook_postgres::coverage::{Kind, Lack};
 use walhook_postgres::publication_mark::{self, Mark};
+use walhook_postgres::published::published_as;
 use walhook_postgres::refused_writes::unpublishable_column;
 use walhook_postgres::slot::Slot;
 use walhook_postgres::source;
@@ -46,12 +47,34 @@ impl Wanted {
             partitioned |= table.kind == 'p';
             generated |= table.identifies_by_generated;
         }
+        refuse_below_root(config, client, &tables, partitioned).await?;
         generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
         // The system's number only marks the look, which is not kept.
         let looked = coverage::look(client, &config.source.publication, &tables, 0).await?;
         let children = children(&looked.tables)?;
         Ok(Self { tables, children, partitioned, generated })
     }
+}
+
+/// Refuses a table whose changes would come as those of a table that it is a partition of: what names it would hear of
+/// none.
+async fn refuse_below_root(
+    config: &Config,
+    client: &Client,
+    wanted: &BTreeSet<TableName>,
+    partitioned: bool,
+) -> Result<()> {
+    let name = &config.source.publication;
+    for table in wanted {
+        if let Some(root) = published_as(client, name, table, wanted, partitioned).await? {
+            bail!(
+                "{table} is a partition of {root}, which the publication {name} has or is to have too, so that its \
+                 changes come as those of {root}, and nothing would come of {table}: name {root} in its place in the \
+                 configuration (in a rule with a `when` for its rows), or detach it"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Makes or completes it. One that a `slot` and a checkpoint are older than is made all the same: what the slot has

@@ -183,13 +183,16 @@ impl OpenError {
         Self::Refused { problem: Box::new(problem), later }
     }
 
-    /// What is missing from the publication, or hidden from our role, and a publication by another name, is
+    /// What is missing from the publication, or comes of it under another name, or is hidden from our role, and a publication by another name, is
     /// refused at the start. That there is none is more than that: the slot cannot be read past what was
     /// written without it.
     pub(super) fn of_halt(halt: Halt) -> Self {
         if matches!(
             halt,
-            Halt::Unpublished { .. } | Halt::RowsHidden { .. } | Halt::OtherPublication { .. }
+            Halt::Unpublished { .. }
+                | Halt::RuleBroken(_)
+                | Halt::RowsHidden { .. }
+                | Halt::OtherPublication { .. }
         ) {
             let problem = Box::new(StartError::Halt(halt.clone()));
             return Self::Refused { problem, later: Some(halt) };

@@ -69,6 +69,17 @@ impl Rules {
         })
     }
 
+    /// Whether a rule that covers the table's changes would not have them if they came as those of `root`.
+    #[must_use]
+    pub fn passes_by(&self, root: u32, relation: &Relation) -> bool {
+        let Some(table) = self.table(relation) else { return false };
+        let above = self.catalog.table(root).map_or(&[][..], |root| &root.ancestors);
+        self.rules.iter().map(|rule| rule.table).any(|named| {
+            let covers = named == table.oid || table.ancestors.contains(&named);
+            covers && named != root && !above.contains(&named)
+        })
+    }
+
     /// The tables that rules or endpoints name, and what lies between them and others: a partition or
     /// child is one of these.
     #[must_use]

@@ -262,3 +262,58 @@ async fn publication_that_is_changed_and_put_back_between_two_looks_is_an_alarme
     ensure!(running.terminate().await?.success());
     Ok(())
 }
+
+/// They come and go with all that they hold, and without a change in the stream.
+#[tokio::test]
+async fn partitions_of_the_endpoint_table_that_are_attached_or_detached_count_at_once() -> Result<()>
+{
+    let mut world = World::bare("", RULES, &[]).await?;
+    let parted = "DROP TABLE webhooks;
+        CREATE TABLE webhooks (id bigint, account_id bigint NOT NULL, url text NOT NULL,
+            event_types text[] NOT NULL DEFAULT '{*}', secret text, enabled boolean NOT NULL DEFAULT true,
+            PRIMARY KEY (id, account_id)) PARTITION BY LIST (account_id);
+        CREATE TABLE w1 PARTITION OF webhooks FOR VALUES IN (1);
+        CREATE TABLE w2 PARTITION OF webhooks FOR VALUES IN (2)";
+    world.sql.batch_execute(&format!("{SCHEMA}; {parted}")).await?;
+    world.set_up().await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    let _running = world.run().await?;
+    for account in 1..=3 {
+        world.subscribe(account, account).await?;
+    }
+    world.delivered(2).await?;
+    // One that is made there has nothing before it is seen.
+    run_each(&world, "CREATE TABLE w4 PARTITION OF webhooks FOR VALUES IN (4)").await?;
+    looked(&world).await?;
+    world.until("SELECT (seen LIKE '%public.w4%')::text FROM walhook.coverage", "true").await?;
+    ensure!(gaps(&world).await?.is_empty());
+
+    let statements = "ALTER TABLE webhooks DETACH PARTITION w1;
+        CREATE TABLE w3 (LIKE webhooks INCLUDING ALL);
+        INSERT INTO w3 SELECT 3, 3, pg_catalog.regexp_replace(url, '1$', '3'), event_types, secret FROM w1;
+        ALTER TABLE webhooks ATTACH PARTITION w3 FOR VALUES IN (3)";
+    run_each(&world, statements).await?;
+    world.until("SELECT (seen LIKE '%public.w3%')::text FROM walhook.coverage", "true").await?;
+    let found = gaps(&world).await?;
+    let reasons: Vec<&str> = found.iter().filter_map(|gap| gap["reason"].as_str()).collect();
+    let reasons = reasons.join("; ");
+    for moved in ["public.w3 was attached", "public.w1 was detached"] {
+        ensure!(reasons.contains(moved), "{reasons}");
+    }
+    // The routes are outdated a moment after the gap is stored.
+    for n in 0.. {
+        ensure!(n < 100, "the endpoint that was attached gets nothing");
+        world.subscribe(100 + n, 3).await?;
+        world.settled().await?;
+        if world.mock.received().iter().any(|request| request.path == "/3") {
+            break;
+        }
+    }
+    world.subscribe(300, 1).await?;
+    world.settled().await?;
+    let to_the_detached = world.mock.received();
+    let count = to_the_detached.iter().filter(|request| request.path == "/1").count();
+    ensure!(count == 1, "{count} requests to the endpoint that was detached");
+    Ok(())
+}

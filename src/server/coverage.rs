@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use super::error::TaskError;
 use super::published::needed;
 use super::sessions::Sessions;
-use crate::config::Config;
 use crate::server::metrics::Metrics;
 use walhook_core::catalog::TableName;
-use walhook_postgres::coverage::{self, Covered, Kind, Looked, Loss, Moment, Seen, begin, compare};
+use walhook_postgres::coverage::{
+    self, Covered, Kind, Looked, Loss, Moment, Seen, begin, compare, moved,
+};
 use walhook_postgres::error::SourceError;
 use walhook_postgres::fix::line_of;
 use walhook_postgres::sql::Connection;
@@ -99,10 +100,13 @@ impl Watcher {
         // Another leader's look is another's.
         let kept =
             self.kept.take().filter(|kept| last.as_ref().is_some_and(|l| l.0 == kept.stored));
+        let watched = as_sql(sessions.config.rules().watched())?;
         let losses = match &last {
             Some((stored, then)) => {
                 let at = kept.as_ref().map_or(*stored, |kept| kept.latest);
-                compare(then, &mut now, at, after)
+                let mut losses = compare(then, &mut now, at, after);
+                losses.extend(moved(then, &now, &watched, at, after));
+                losses
             }
             None => {
                 begin(&mut now, before);
@@ -134,7 +138,7 @@ impl Watcher {
                 Some(Kept { stored: before, stored_at, alarms, latest: before })
             }
         };
-        let sent = sent(&sessions.config)?;
+        let sent = as_sql(sessions.config.rule_tables())?;
         for loss in losses.iter().take(SAY_AT_ONCE) {
             say_loss(loss, &sent);
         }
@@ -173,10 +177,9 @@ impl Watcher {
     }
 }
 
-/// The tables that rules name, as SQL writes them.
-fn sent(config: &Config) -> Result<BTreeSet<String>, SourceError> {
-    let tables = config.rule_tables().map(|table| Ok(table.parse::<TableName>()?.to_string()));
-    tables.collect()
+/// The tables as SQL writes them.
+fn as_sql<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeSet<String>, SourceError> {
+    names.map(|name| Ok(name.parse::<TableName>()?.to_string())).collect()
 }
 
 /// Says what a loss means: of a table that no rule is about nothing is sent.

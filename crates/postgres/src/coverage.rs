@@ -7,8 +7,10 @@
 //! `pg_publication` another xmin, and so on. So each look is kept, and compared with the next.
 //! ADR 0018 says what each trace shows, and where there is none.
 
+mod moved;
 mod query;
 
+pub use moved::moved;
 pub use query::{Looked, Seen, add, look};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,6 +108,9 @@ pub struct Covered {
     /// Of a child: whether it has been published for as long as it is a child, so that nothing is
     /// missing, also when the look before did not know it.
     pub since_birth: bool,
+    /// Whether it was made as what it is to those above it, and so was empty then.
+    #[serde(default)]
+    pub below_since_birth: bool,
     /// The OID of its TOAST table, or 0: another one when the table was made unlogged or logged, or was
     /// rewritten by another ALTER TABLE; VACUUM FULL, CLUSTER and TRUNCATE keep it.
     pub toast: u32,

@@ -91,7 +91,12 @@ const MEMBERS: &str = r#"
                      AND d.objid OPERATOR(pg_catalog.=) c.oid
                      AND d.objsubid OPERATOR(pg_catalog.=) 0
                      AND d.refclassid OPERATOR(pg_catalog.=)
-                         'pg_catalog.pg_namespace'::pg_catalog.regclass) AS is_in_schema_since_birth
+                         'pg_catalog.pg_namespace'::pg_catalog.regclass) AS is_in_schema_since_birth,
+           NOT EXISTS (SELECT FROM pg_catalog.pg_inherits i
+                       JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.inhrelid
+                                                     AND a.attnum OPERATOR(pg_catalog.=) '-1'
+                                                     AND a.xmin OPERATOR(pg_catalog.<>) i.xmin
+                       WHERE i.inhrelid OPERATOR(pg_catalog.=) ANY (chain.oids)) AS is_below_since_birth
     FROM tree
     JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) tree.oid
     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -306,6 +311,7 @@ fn seen(row: &Row) -> Result<Seen, tokio_postgres::Error> {
             by,
             is_member,
             since_birth,
+            below_since_birth: row.try_get("is_below_since_birth")?,
             toast: row.try_get("reltoastrelid")?,
             file: row.try_get("relfilenode")?,
             shape: row.try_get("shape")?,

@@ -15,6 +15,7 @@ fn table(name: &str, kind: Kind, by: &str) -> Covered {
         by: BTreeSet::from([by.to_owned()]),
         is_member: by.starts_with('t'),
         since_birth: false,
+        below_since_birth: true,
         toast: 7,
         file: 8,
         shape: "a".to_owned(),
@@ -59,6 +60,35 @@ fn lose(then: Change, now: Change) -> Vec<Loss> {
     begin(&mut before, THEN);
     now(&mut after);
     compare(&before, &mut after, THEN, NOW)
+}
+
+#[test]
+fn table_that_comes_below_a_watched_one_with_rows_or_leaves_it_is_told() {
+    let [watched, others] = ["public.t", "public.u"].map(|name| BTreeSet::from([name.to_owned()]));
+    let moved = |then: Change, now: Change, watched: &BTreeSet<String>| {
+        let (mut before, mut after) = (coverage(), coverage());
+        then(&mut before);
+        now(&mut after);
+        let losses = moved(&before, &after, watched, THEN, NOW);
+        losses.into_iter().map(|loss| loss.reason).collect::<Vec<_>>()
+    };
+    let without: Change = |look| drop(look.tables.remove(&LEAF));
+    let attached: Change = |look| of(look, LEAF).below_since_birth = false;
+    let elsewhere: Change = |look| of(look, LEAF).under = BTreeSet::from(["public.u".to_owned()]);
+    let same: Change = |_| {};
+    for (then, now, reason) in [
+        (same, without, "of public.t, public.l was detached or dropped, with its rows"),
+        (same, elsewhere, "of public.t, public.l was detached or dropped, with its rows"),
+        (without, attached, "of public.t, public.l was attached, with its rows"),
+    ] {
+        assert_eq!(moved(then, now, &watched), [reason]);
+        assert!(moved(then, now, &others).is_empty());
+    }
+    for (then, now) in [(same, same), (attached, same), (same, attached), (without, same)] {
+        assert!(moved(then, now, &watched).is_empty());
+    }
+    let other: Change = |look| look.cluster.push('8');
+    assert!(moved(other, without, &watched).is_empty());
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum Cause {
     Retry,
     /// It stands in the state database, and is to be read back.
     Refill,
-    /// An earlier delivery of the same row is not settled.
+    /// An earlier delivery of the same row, or account, is not settled.
     Order,
     /// Its endpoint has as many requests in flight as it may have.
     EndpointLimit,

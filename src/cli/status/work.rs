@@ -91,7 +91,7 @@ pub(in super::super) fn cause_text(cause: &str) -> String {
         "stopped" => "its endpoint is paused, switched off or suspended",
         "breaker" => "its endpoint fails, and is only tried now and then",
         "retry" => "an attempt failed, and the next one has its time",
-        "order" => "an earlier delivery of the same row is not settled",
+        "order" => "an earlier delivery of the same row, or account, is not settled",
         "endpoint_limit" => "its endpoint has as many requests in flight as it may have",
         "rate_limit" => "its endpoint's rate is used up",
         "state" => "the state database is slow to store what was settled",

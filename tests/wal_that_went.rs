@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use walhook_testkit::cluster::{Cluster, StopMode};
 
-use crate::support::{RULES, Running, World, taken, text};
+use crate::support::{PATIENCE, RULES, Running, World, taken, text};
 
 /// How the source goes back.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,23 +31,24 @@ const PARTED: &str = "left the old one's WAL at";
 const OLDER: &str = "lies beyond the end of the WAL";
 
 impl Back {
-    /// A running program, and the copy. Endpoint 1 hangs, 2 takes all, 3 fails.
+    /// A running program, and the copy. Endpoint 1 hangs, 2 takes all, 3 is paused.
     async fn start() -> Result<(Self, Running)> {
         let state = Cluster::start_distinct(&[]).await?;
         let sections = format!(
-            "[state]\nurl = \"{}\"\n[delivery]\ntimeout = \"10m\"\nretry_base = \"1s\"\nretry_cap = \"1s\"\n\
-             [wal]\nmax_hold = \"1s\"",
+            "[state]\nurl = \"{}\"\n[delivery]\ntimeout = \"10m\"\n\
+             [wal]\nmax_hold = \"60s\"",
             state.url("postgres")
         );
         let mut world = World::with(&sections, RULES, &[]).await?;
-        for (id, query) in [(1, "?hang"), (2, ""), (3, "?status=500")] {
+        for (id, query) in [(1, "?hang"), (2, ""), (3, "")] {
             world.hook(id, id, query).await?;
         }
         let running = world.run().await?;
+        ensure!(world.walhook(&["endpoints", "pause", "3"]).await?.status.success());
         world.subscribe(1, 2).await?;
         world.delivered(1).await?;
         world.subscribe(2, 1).await?;
-        world.mock.wait_until("a request", Duration::from_secs(60), |it| it.received >= 2).await?;
+        world.mock.wait_until("a request", PATIENCE, |it| it.in_flight >= 1).await?;
         world.cluster.stop(StopMode::Fast).await?;
         let data = world.cluster.data();
         let copy = data.with_extension("older");
@@ -75,7 +76,8 @@ impl Back {
             self.world.subscribe(id, 3).await?;
         }
         self.world.delivered(201).await?;
-        let rows = "SELECT concat_ws(' ', count(*), (SELECT count(*) > 0 FROM walhook.settled)) FROM walhook.deferred";
+        let rows = "SELECT concat_ws(' ', count(*), (SELECT count(*) > 0 FROM walhook.settled))
+                    FROM walhook.deliveries_pending";
         for _ in 0..600 {
             if self.stored(rows).await? == "10 t" {
                 return Ok(());
@@ -137,6 +139,7 @@ impl Back {
             self.world.subscribe(id, 3).await?;
         }
         let running = self.world.run().await?;
+        ensure!(self.world.walhook(&["endpoints", "resume", "3"]).await?.status.success());
         let wanted = |path: &str| match path {
             "/1" => vec![2],
             "/2" => (400..440).collect(),
@@ -153,7 +156,7 @@ impl Back {
                 (!lacks.is_empty()).then(|| format!("{path} lacks {lacks:?}"))
             })
         };
-        for _ in 0..400 {
+        for _ in 0..1200 {
             if lacks().is_none() {
                 break;
             }

@@ -175,7 +175,8 @@ impl Credentials {
             Self::Creds(text) => {
                 let what = "a credentials file with a JWT and a seed";
                 let refused = |_| BusError::Credentials { key: "creds", what };
-                options.credentials(text.expose()).map_err(refused)
+                // The client wants its last line to end, which whoever reads a secret from a file takes away.
+                options.credentials(&format!("{}\n", text.expose())).map_err(refused)
             }
         }
     }
@@ -341,6 +342,18 @@ mod tests {
         for _ in 0..100 {
             let wait = jittered(RETRY_SOON);
             assert!(wait >= RETRY_SOON / 2 && wait <= RETRY_SOON, "{wait:?}");
+        }
+    }
+
+    /// The seed is that of NATS' own documentation.
+    #[test]
+    fn credentials_of_a_file_need_no_line_feed_at_its_end() {
+        let file = "-----BEGIN NATS USER JWT-----\neyJ0eXAiOiJKV1QifQ.e30.c2ln\n------END NATS USER JWT------\n\n\
+                    -----BEGIN USER NKEY SEED-----\n\
+                    SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY\n------END USER NKEY SEED------";
+        for end in ["", "\n", "\n\n*****\n"] {
+            let credentials = Credentials::Creds(Secret::new(format!("{file}{end}")));
+            assert!(credentials.verify().is_ok(), "{end:?}");
         }
     }
 

@@ -253,6 +253,10 @@ pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static 
     step!(done, store, store_halt, Few, store.store_halt("x"));
     step!(done, store, clear_halt, Few, store.clear_halt());
     step!(done, store, set_timeline, Few, store.set_timeline(3));
+    let identity = store.source_identity().await.unwrap();
+    let primary =
+        Primary { system_identifier: identity.system_identifier, timeline: identity.timeline };
+    step!(done, store, note_reached, Few, store.note_reached(primary, Lsn(u64::MAX)));
     operator::discarding(store, &mut done).await;
     recovering(store, &mut done, rows).await;
 
@@ -464,9 +468,6 @@ async fn recovering(store: &mut StateStore, done: &mut BTreeMap<&'static str, Re
     step!(done, store, go_on, Once, store.go_on(at));
     step!(done, store, adopt, Once, store.adopt(at, &identity));
     step!(done, store, reached, Few, store.reached());
-    let primary =
-        Primary { system_identifier: identity.system_identifier, timeline: identity.timeline };
-    step!(done, store, note_reached, Few, store.note_reached(primary, Lsn(u64::MAX)));
     step!(done, store, adopt_branch, Once, store.adopt_branch(at, at, &identity));
     step!(done, store, leave_out, Once, store.leave_out(at, Lsn(5), "x"));
     step!(done, store, accept_gap, Once, store.accept_gap(at, at, "x", None));

@@ -16,6 +16,8 @@ fn event(commit: u64, time: i64) -> Arc<Event> {
     let before = super::super::fixture::event(commit, "1");
     let (change_lsn, relation, n) = (Lsn(commit - 1), 7, 0);
     let position = Position::Wal(WalPosition { commit_lsn: Lsn(commit), change_lsn, relation, n });
+    // An id holds milliseconds.
+    let time = time * 1_000;
     let id = EventId::derive(1, &position, "a.b", time);
     let mut event = Arc::into_inner(before).unwrap();
     (event.id, event.position, event.commit_time_us) = (id, position, time);

@@ -218,7 +218,7 @@ impl Condition {
         let result = result.downcast_ref::<CelBool>().map(|result| *result.inner());
         result.ok_or_else(|| {
             let why = "the condition's result is not a boolean".to_owned();
-            EvalError(with_null(why, &self.reads, inputs))
+            EvalError(with_culprit(why, &self.reads, inputs))
         })
     }
 }
@@ -254,25 +254,35 @@ fn describe(error: &ExecutionError, reads: &check::Reads, inputs: &Inputs<'_>) -
         let types = overload.argument_types().join(", ");
         why = format!("{} does not apply to ({types})", overload.function());
     }
-    with_null(why, reads, inputs)
+    with_culprit(why, reads, inputs)
 }
 
-/// Why an operator does not apply, with the column that is null, where one is that it may not be, and what to write.
-fn with_null(why: String, reads: &check::Reads, inputs: &Inputs<'_>) -> String {
-    let is_null = |(side, column): &(Side, &str)| {
-        let fields = match side {
-            Side::Old => inputs.old,
-            Side::New => inputs.new,
-        };
-        fields.iter().any(|field| field.name == *column && matches!(field.cell, Cell::Null))
+/// Why an operator does not apply, with the column that is null or NaN, where one is that it may not be, and what to
+/// write.
+fn with_culprit(why: String, reads: &check::Reads, inputs: &Inputs<'_>) -> String {
+    let fields = |side| match side {
+        Side::Old => inputs.old,
+        Side::New => inputs.new,
     };
-    match reads.computed().find(is_null) {
-        Some((side, column)) => {
-            let name = format!("{}.{column}", side.as_str());
-            format!("{why}: {name} is null; write {name} != null && before what reads it")
+    for (side, column) in reads.computed() {
+        let Some(field) = fields(side).iter().find(|field| field.name == column) else { continue };
+        let name = format!("{}.{column}", side.as_str());
+        match (field.cell, field.kind) {
+            (Cell::Null, _) => {
+                return format!(
+                    "{why}: {name} is null; write {name} != null && before what reads it"
+                );
+            }
+            // It is ordered before and after no number, and is not equal to itself.
+            (Cell::Text("NaN"), Kind::Float | Kind::Numeric) => {
+                return format!(
+                    "{why}: {name} is NaN; write {name} == {name} && before what reads it"
+                );
+            }
+            (Cell::Text(_) | Cell::Unknown(_), _) => {}
         }
-        None => why,
     }
+    why
 }
 
 /// Marks errors whose message is ours, and safe to show.

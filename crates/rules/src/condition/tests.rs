@@ -87,6 +87,16 @@ fn values_are_read_by_their_kind() {
 }
 
 #[test]
+fn nan_that_an_expression_does_not_expect_is_named_with_what_to_write() {
+    for kind in [Kind::Float, Kind::Numeric] {
+        let nan = [field("d", &kind, Cell::Text("NaN"))];
+        let error = evaluate("new.d > 1.5", &[], &nan).unwrap_err().to_string();
+        assert!(error.contains("new.d is NaN; write new.d == new.d &&"), "{error}");
+        assert_eq!(evaluate("new.d == new.d && new.d > 1.5", &[], &nan), Ok(false));
+    }
+}
+
+#[test]
 fn null_that_an_expression_does_not_expect_is_named_with_what_to_write() {
     let (null, kind) = ([field("seq", &Kind::Integer, Cell::Null)], Kind::Bool);
     let says = ": new.seq is null; write new.seq != null && before what reads it";

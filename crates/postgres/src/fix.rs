@@ -10,8 +10,9 @@ use std::error::Error;
 use tokio_postgres::error::SqlState;
 
 use super::pg::tls_error;
+use super::row_security;
 use super::sql::error_text;
-use super::wire::{self, Class, ServerError, WireError};
+use super::wire::{self, Class, WireError};
 use walhook_process::faults::Fault;
 
 /// What to do where nothing is known but that there was no answer.
@@ -160,7 +161,11 @@ impl Failure for tokio_postgres::Error {
     }
 
     fn fix(&self) -> Cow<'static, str> {
-        self.code().map_or_else(|| unreachable(self), |code| fix_of_sqlstate(code.code())).into()
+        let Some(error) = self.as_db_error() else { return unreachable(self).into() };
+        if row_security::is_refused(self) {
+            return row_security::FIX_OF_REFUSED.into();
+        }
+        fix_of_server(error.code().code(), error.file().unwrap_or_default()).into()
     }
 
     fn say(&self, line: &mut Line) {
@@ -186,10 +191,11 @@ impl Failure for WireError {
     fn fix(&self) -> Cow<'static, str> {
         let fix = match self {
             Self::Session(error) if error.is_without_sender() => NO_SENDER,
-            Self::Session(ServerError { sqlstate, .. })
-            | Self::Start(ServerError { sqlstate, .. })
-            | Self::Stream(ServerError { sqlstate, .. })
-            | Self::PublicationSkipped(ServerError { sqlstate, .. }) => fix_of_sqlstate(sqlstate),
+            error if error.is_of_unreadable_wal() => WAL_UNREADABLE,
+            Self::Session(error)
+            | Self::Start(error)
+            | Self::Stream(error)
+            | Self::PublicationSkipped(error) => fix_of_server(&error.sqlstate, &error.file),
             Self::Conninfo(_) => BAD_URL,
             Self::Link(error) => error.fix(),
             Self::WrongHost { .. } => WRONG_HOST,
@@ -233,6 +239,22 @@ fn is_of_socket(error: &tokio_postgres::Error) -> bool {
 fn unreachable(error: &(dyn Error + 'static)) -> &'static str {
     Fault::of(error).map_or(UNREACHABLE, Fault::fix)
 }
+
+/// By the code of the server's error, and by the source file where it was raised.
+fn fix_of_server(code: &str, file: &str) -> &'static str {
+    match (code, file) {
+        // `temp_file_limit` shares the code with the limits on slots.
+        ("53400", "fd.c") => {
+            "raise temp_file_limit for our role (ALTER ROLE … SET temp_file_limit, as a superuser), or its work_mem, \
+             so that less is written to temporary files"
+        }
+        _ => fix_of_sqlstate(code),
+    }
+}
+
+/// What to do where a stream needs WAL that is not there or is damaged, although the slot is not lost.
+const WAL_UNREADABLE: &str = "put the WAL that the error names back into pg_wal, from the archive or a copy; if it is \
+     gone for good, stop walhook and run `walhook recover --accept-gap`";
 
 /// By the code of the server's error.
 ///
@@ -297,6 +319,7 @@ fn fix_of_sqlstate(code: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::ServerError;
     use super::*;
     use walhook_testkit::wording::is_imperative;
 
@@ -352,6 +375,26 @@ mod tests {
     }
 
     #[test]
+    fn limits_that_share_a_sqlstate_are_told_apart() {
+        assert!(fix_of_server("53400", "fd.c").contains("temp_file_limit"));
+        assert!(fix_of_server("53400", "slot.c").contains("max_replication_slots"));
+    }
+
+    #[test]
+    fn missing_wal_is_told_with_the_way_back() {
+        let error = ServerError {
+            severity: "ERROR".to_owned(),
+            sqlstate: "58P01".to_owned(),
+            message: "requested WAL segment 0 has already been removed".to_owned(),
+            detail: None,
+            hint: None,
+            file: Box::default(),
+        };
+        let fix = WireError::Stream(error).fix();
+        assert!(fix.contains("pg_wal") && fix.contains("recover --accept-gap"), "{fix}");
+    }
+
+    #[test]
     fn fix_of_each_sqlstate_is_something_to_do() {
         for code in [
             "42501", "42P01", "42804", "55P03", "57014", "53300", "53400", "53100", "53200",
@@ -368,6 +411,9 @@ mod tests {
             WRONG_HOST,
             STANDBY,
             OLD_PRIMARY,
+            WAL_UNREADABLE,
+            row_security::FIX_OF_REFUSED,
+            fix_of_server("53400", "fd.c"),
         ] {
             assert!(is_imperative(fix), "{fix}");
         }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::DbError;
 
 use super::ident::quote_ident;
 use crate::op::{EQ, NE};
@@ -99,4 +100,83 @@ pub async fn hidden(
         Ok(Hidden { table, role: row.try_get(2)? })
     };
     client.query(&hiding_sql(), &[&schemas, &names]).await?.iter().map(found).collect()
+}
+
+/// Lets the session fail where row-level security would hide rows from it, instead of answering with too few.
+pub const NEVER_HIDE: &str = "SET row_security = off";
+
+/// What to do where it failed.
+pub const FIX_OF_REFUSED: &str = "let our role see all rows of that table: ALTER ROLE … BYPASSRLS, or ALTER TABLE … \
+     DISABLE ROW LEVEL SECURITY on each table of the state schema; drop no slot";
+
+/// Whether a session failed for that. The code is that of every right which is missing, and the message is
+/// translated: the server's function tells.
+#[must_use]
+pub fn is_refused(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().and_then(DbError::routine) == Some("check_enable_rls")
+}
+
+/// Tables that hide rows from a role, whatever their policies say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Barred {
+    schema: String,
+    tables: Vec<String>,
+    role: String,
+}
+
+impl Barred {
+    /// What is wrong.
+    #[must_use]
+    pub fn finding(&self) -> String {
+        const SHOWN: usize = 3;
+        let shown: Vec<String> = self.tables.iter().take(SHOWN).cloned().collect();
+        let more = match self.tables.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "row-level security hides rows of state tables in the schema {} from the role {}: {}{more}",
+            self.schema,
+            self.role,
+            shown.join(", ")
+        )
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        let (schema, role) = (quote_ident(&self.schema), quote_ident(&self.role));
+        let table = self.tables.first().map_or_else(String::new, |table| quote_ident(table));
+        format!(
+            "ALTER ROLE {role} BYPASSRLS, or ALTER TABLE {schema}.{table} DISABLE ROW LEVEL SECURITY, and so for \
+             each of them"
+        )
+    }
+}
+
+/// Finds those of `tables` in `schema` that hide rows from `role`, by default the session's own.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn barred(
+    client: &Client,
+    schema: &str,
+    tables: &[&str],
+    role: Option<&str>,
+) -> Result<Option<Barred>, tokio_postgres::Error> {
+    let sql = format!(
+        "SELECT c.relname::pg_catalog.text, r.rolname::pg_catalog.text
+         FROM pg_catalog.pg_class c
+         JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+         JOIN pg_catalog.pg_roles r ON r.rolname {EQ} coalesce($3::pg_catalog.text::pg_catalog.name, current_user)
+         WHERE n.nspname {EQ} $1 AND c.relname {EQ} ANY ($2) AND c.relrowsecurity
+           AND NOT r.rolsuper AND NOT r.rolbypassrls
+           AND (c.relforcerowsecurity OR NOT pg_catalog.pg_has_role(r.oid, c.relowner, 'USAGE'))
+         ORDER BY 1"
+    );
+    let rows = client.query(&sql, &[&schema, &tables, &role]).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let role = first.try_get(1)?;
+    let tables = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    Ok(Some(Barred { schema: schema.to_owned(), tables, role }))
 }

@@ -15,6 +15,8 @@ pub enum Lost {
     RowsRemoved,
     /// `wal_level_insufficient`: the WAL did not hold what it needed.
     WalLevel,
+    /// The server still has the slot, and cannot read WAL that it needs: it is missing or damaged; with the server's words.
+    Unreadable(String),
     /// A word that this program does not know.
     Other(String),
 }
@@ -47,6 +49,9 @@ impl Lost {
             }
             Self::RowsRemoved => "Set hot_standby_feedback = on on the standby that has the slot",
             Self::WalLevel => "Keep wal_level = logical on the primary",
+            Self::Unreadable(_) => {
+                "Find out what removes or damages files in pg_wal, which the server alone may touch"
+            }
             Self::Other(_) => "Find out in the server's log why it gave the slot up",
         }
     }
@@ -66,6 +71,9 @@ impl fmt::Display for Lost {
                 f.write_str("the server removed catalog rows that it needed (rows_removed)")
             }
             Self::WalLevel => f.write_str("wal_level was not logical (wal_level_insufficient)"),
+            Self::Unreadable(error) => {
+                write!(f, "WAL that it needs is missing on the server, or damaged ({error})")
+            }
             Self::Other(word) => write!(f, "the server gave it up ({word})"),
         }
     }

@@ -238,6 +238,7 @@ pub fn classify(error: &WireError) -> Class {
             OBJECT_NOT_IN_PREREQUISITE_STATE | UNDEFINED_FILE => Class::SlotUnusable,
             other => by_sqlstate(other),
         },
+        error if error.is_of_unreadable_wal() => Class::SlotUnusable,
         WireError::Stream(server) => match server.sqlstate.as_str() {
             UNDEFINED_OBJECT => Class::PublicationMissing,
             OBJECT_NOT_IN_PREREQUISITE_STATE | UNDEFINED_FILE => Class::SlotUnusable,
@@ -255,6 +256,23 @@ const UNDEFINED_OBJECT: &str = "42704";
 pub(super) const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
 /// "requested WAL segment has already been removed".
 const UNDEFINED_FILE: &str = "58P01";
+
+/// Where the server raises what it says of WAL that it cannot read, as an internal error or as corrupted data.
+/// What it cannot send of a change is raised elsewhere.
+const READS_WAL: [&str; 3] = ["walsender.c", "xlogutils.c", "xlogreader.c"];
+
+impl WireError {
+    /// Whether WAL that the stream needs is missing on the server, or damaged.
+    #[must_use]
+    pub fn is_of_unreadable_wal(&self) -> bool {
+        let (Self::Start(server) | Self::Stream(server)) = self else { return false };
+        match server.sqlstate.as_str() {
+            UNDEFINED_FILE => true,
+            "XX000" | "XX001" => READS_WAL.contains(&&*server.file),
+            _ => false,
+        }
+    }
+}
 
 /// Source: PostgreSQL manual, "PostgreSQL Error Codes".
 fn by_sqlstate(sqlstate: &str) -> Class {
@@ -301,6 +319,16 @@ mod tests {
         ] {
             assert_eq!(classify(&error), class, "{error:?}");
         }
+    }
+
+    #[test]
+    fn damaged_wal_is_told_from_a_change_that_cannot_be_sent() {
+        let raised_in = |file: &str| {
+            let error = ServerError { file: file.into(), ..server("XX000") };
+            classify(&WireError::Stream(error))
+        };
+        assert_eq!(raised_in("walsender.c"), Class::SlotUnusable);
+        assert_eq!(raised_in("mcxt.c"), Class::Unsendable);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Mistake, complaints, refused, world_of_sender};
+use super::{Mistake, complaints, refused, text, world_of_sender};
 use crate::support::RULES;
 
 #[tokio::test]
@@ -134,6 +134,58 @@ async fn rows_that_row_level_security_hides_are_named_and_the_printed_fix_shows_
     world.sql.batch_execute("ALTER ROLE sender BYPASSRLS").await?;
     world.delivered(3).await?;
     world.until_ready(true).await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn state_that_row_level_security_hides_is_named_by_every_command() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    world.hook(1, 1, "").await?;
+    let all = |change: &str| {
+        format!(
+            "DO $$ DECLARE t regclass; BEGIN
+               FOR t IN SELECT oid FROM pg_class WHERE relnamespace = 'walhook'::regnamespace AND relkind = 'r'
+               LOOP EXECUTE format('ALTER TABLE %s {change} ROW LEVEL SECURITY', t); END LOOP; END $$"
+        )
+    };
+    let named = |said: &str| {
+        let known = said.contains("row-level security") && said.contains("BYPASSRLS");
+        let astray =
+            ["another instance has taken over", "walhook setup` first", "drop_replication"];
+        known && !astray.iter().any(|words| said.contains(words))
+    };
+    // While it runs, and at its start.
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    world.sql.batch_execute(&all("ENABLE")).await?;
+    world.subscribe(2, 1).await?;
+    world.until_unready("row-level security").await?;
+    // It would wait for the state, to store what was sent.
+    running.kill().await?;
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(2) && named(&log), "{status}:\n{log}");
+
+    let admin = world.cluster.url("postgres");
+    for arguments in [
+        &["setup"][..],
+        &["setup", "--admin-url", &admin],
+        &["recover", "--accept-gap", "--yes"],
+        &["status"],
+    ] {
+        let output = world.walhook(arguments).await?;
+        let said = text(&output.stderr);
+        ensure!(!output.status.success() && named(&said), "{arguments:?}: {said}");
+    }
+    let found = complaints(&world).await?;
+    let line = "fail  state: row-level security hides rows of state tables in the schema walhook";
+    ensure!(found.iter().any(|found| found.starts_with(line)), "{found:#?}");
+
+    world.sql.batch_execute("ALTER ROLE sender BYPASSRLS").await?;
+    ensure!(complaints(&world).await?.is_empty());
+    let running = world.run().await?;
+    world.delivered(2).await?;
     ensure!(running.terminate().await?.success());
     Ok(())
 }

@@ -9,13 +9,17 @@ use super::text::{Charset, Storable};
 use super::{Param, StateError};
 use walhook_postgres::error::SourceError;
 use walhook_postgres::pg::DatabaseUrl;
+use walhook_postgres::row_security;
 use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
 use walhook_postgres::timelines::Primary;
 
 /// What a person does about a refusal, as an addition to a message.
 pub(super) fn advice(error: &Error) -> &'static str {
-    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+    if row_security::is_refused(error) {
+        "; row-level security would hide state from our role: let it see all rows (ALTER ROLE … BYPASSRLS), or \
+         switch row-level security off on the state tables"
+    } else if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         "; run `walhook setup --admin-url`, which grants our role what it needs"
     } else {
         ""
@@ -48,6 +52,7 @@ impl Session {
     ) -> Result<Self, StateError> {
         let opened = Connection::open(url, application_name).await;
         let connection = opened.map_err(StateError::Connection)?;
+        connection.batch_execute(row_security::NEVER_HIDE).await?;
         let charset = Charset::of(connection.server_encoding());
         Ok(Self { connection, charset })
     }

@@ -19,6 +19,7 @@ use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::{EQ, MINUS};
 use walhook_postgres::pg::Conninfo;
 use walhook_postgres::preflight;
+use walhook_postgres::row_security;
 use walhook_postgres::slot::{self, Slot, WalStatus};
 use walhook_postgres::source;
 use walhook_postgres::sql;
@@ -278,6 +279,10 @@ pub(super) async fn state(
     if !client.query_one(sql, &[schema, &tables]).await?.try_get::<_, bool>(0)? {
         let finding = format!("{role} may not use the schema {schema}");
         report.fail("state", finding, use_of_state(config, client).await?);
+        return Ok(None);
+    }
+    if let Some(barred) = row_security::barred(client, schema, &tables, None).await? {
+        report.fail("state", barred.finding(), barred.fix());
         return Ok(None);
     }
     report.pass("state", format!("the schema {schema} is there and {role} may use it"));

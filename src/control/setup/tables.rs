@@ -12,6 +12,7 @@ use crate::control::Failure;
 use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::EQ;
 use walhook_postgres::pg::Conninfo;
+use walhook_postgres::row_security;
 use walhook_state::Relations;
 
 /// What is there of them.
@@ -28,6 +29,13 @@ pub(super) async fn look(config: &Config, sessions: &Sessions) -> Result<Relatio
     }
     if let Some((problem, fix)) = foreign(schema, &found) {
         return Err(anyhow::anyhow!("{problem}; {fix}").into());
+    }
+    // An administrator sees the rows that our role does not.
+    let (state, tables) = (sessions.state(), walhook_state::tables());
+    let role = sessions.grant_to.as_deref().filter(|_| sessions.is_one());
+    let barred = row_security::barred(state, schema, &tables, role).await;
+    if let Some(barred) = barred.map_err(anyhow::Error::from)? {
+        return Err(anyhow::anyhow!("{}; {}", barred.finding(), barred.fix()).into());
     }
     Ok(found)
 }

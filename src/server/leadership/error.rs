@@ -11,6 +11,7 @@ use walhook_postgres::fix::{Failure, FixedBy, Line, line_of};
 use walhook_postgres::lookup::LookupError;
 use walhook_postgres::preflight::Fault;
 use walhook_postgres::refused_writes::RefusedWrites;
+use walhook_postgres::row_security;
 use walhook_postgres::sql::ConnectError;
 use walhook_postgres::wire::{self, WireError};
 use walhook_state::{Class, StateError};
@@ -264,6 +265,7 @@ impl From<PreparedError> for OpenError {
 /// What to do where the state tables refuse a statement for what is missing.
 fn fix_of_state(refused: &tokio_postgres::Error) -> Option<&'static str> {
     match refused.code()?.code() {
+        _ if row_security::is_refused(refused) => Some(row_security::FIX_OF_REFUSED),
         "42501" => Some("run `walhook setup --admin-url`, which grants our role what it needs"),
         // A schema, a table, a column or a function.
         "3F000" | "42P01" | "42703" | "42883" => {

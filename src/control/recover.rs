@@ -221,6 +221,9 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
             sessions.stored.database
         )));
     }
+    let looks_well = other_source.is_none() && bad_slot.is_none() && !adopt;
+    let bad_slot =
+        if looks_well { window::damaged(config, sessions, from).await? } else { bad_slot };
     let reason = match (&other_source, &bad_slot, adopt) {
         (None, None, true) => {
             let why = format!("this is the database that was set up ({})", sessions.stored);
@@ -261,7 +264,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         begin
     } else {
         let known = if sessions.left.is_some() { from } else { read };
-        window::better(config, sessions, begin, (from, known)).await?
+        window::better(config, sessions, begin, (from, known), looks_well).await?
     };
     readable(config, sessions, begin).await?;
     let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;

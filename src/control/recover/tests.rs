@@ -120,6 +120,34 @@ async fn recover_replaces_a_lost_slot() {
 }
 
 #[tokio::test]
+async fn recover_replaces_a_slot_whose_wal_was_removed_by_hand() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    halted(&fixture, &config).await;
+    let client = fixture.connect().await;
+    anchor::create(&client, "walhook").await.unwrap();
+    let needed =
+        "SELECT current_setting('data_directory') || '/pg_wal/' || pg_walfile_name(restart_lsn)
+                  FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    let needed = fixture.text(needed).await;
+    for _ in 0..3 {
+        fixture.run("SELECT pg_logical_emit_message(true, '', 'x')").await;
+        fixture.run("SELECT pg_switch_wal()").await;
+    }
+    fixture.run("CHECKPOINT").await;
+    assert!(nothing(&config, false).await.contains("reaches back to the checkpoint"));
+    std::fs::remove_file(needed).unwrap();
+
+    assert_eq!(halts(&config).await, None, "the slot's row tells nothing of it");
+    // The anchor needs the same.
+    let (text, view) = recovered(&config, false).await.unwrap();
+    assert!(text.contains("drops the slot walhook and creates it anew"), "{text}");
+    assert!(view.reason.contains("58P01") && view.gap.is_some(), "{view:?}");
+    assert_eq!(halts(&config).await, None);
+    assert!(nothing(&config, false).await.contains("reaches back to the checkpoint"));
+}
+
+#[tokio::test]
 async fn recover_goes_on_where_a_recreated_slot_begins() {
     let fixture = Fixture::start().await;
     let config = fixture.config("");

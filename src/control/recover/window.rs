@@ -6,12 +6,15 @@ use tokio_postgres::Client;
 
 use super::{Begin, NAME, Sessions};
 use crate::config::Config;
-use crate::server::range::{Batch, Range};
+use crate::server::range::{Batch, Range, RangeError};
+use walhook_core::halt::{Halt, Lost};
 use walhook_core::lsn::Lsn;
 use walhook_postgres::anchor;
+use walhook_postgres::fix::Failure;
 use walhook_postgres::op::{EQ, LE};
 use walhook_postgres::slot;
 use walhook_postgres::sql::Connection;
+use walhook_postgres::wire::WireError;
 
 /// From the anchor nothing, or less, is given up: where it can be read, the slot is made of it; where the WAL ends
 /// before what was `read` of it, the positions do not say what was sent.
@@ -20,6 +23,7 @@ pub(super) async fn better(
     sessions: &Sessions,
     begin: Begin,
     (from, read): (Lsn, Lsn),
+    is_damaged: bool,
 ) -> Result<Begin> {
     let (drop, otherwise) = match begin {
         Begin::NewSlot { drop } => (drop, None),
@@ -38,7 +42,9 @@ pub(super) async fn better(
     if otherwise.is_some_and(|to| to <= at) {
         return Ok(begin);
     }
-    if publication_is_young(config, client).await? && !is_readable(config, at, wal_end).await? {
+    // Where the slot's WAL is damaged, the anchor's is mostly the same.
+    let in_doubt = is_damaged || publication_is_young(config, client).await?;
+    if in_doubt && unreadable(config, &anchor::name(name), at, wal_end).await?.is_some() {
         return Ok(begin);
     }
     Ok(Begin::Anchor { at, drop })
@@ -57,14 +63,46 @@ async fn publication_is_young(config: &Config, client: &Client) -> Result<bool> 
     row.map_or(Ok(false), |row| Ok(row.try_get(0)?))
 }
 
-/// Reads what the anchor has from `from` to `to`, to see whether the publication was there all the time.
-async fn is_readable(config: &Config, from: Lsn, to: Lsn) -> Result<bool> {
+/// Reads what a slot has from `from` to `to`, and returns what the publication or the WAL lacks for that.
+async fn unreadable(
+    config: &Config,
+    slot: &str,
+    from: Lsn,
+    to: Lsn,
+) -> Result<Option<RangeError>, RangeError> {
     let client = Connection::open(&config.source.url, NAME).await?;
-    let anchor = anchor::name(&config.source.slot);
-    let range = Range::open_copy(config, client, &anchor, from, to, "recover").await?;
+    let range = match Range::open_copy(config, client, slot, from, to, "recover").await {
+        Ok(range) => range,
+        Err(error) if error.unreadable_wal().is_some() => return Ok(Some(error)),
+        Err(error) => return Err(error),
+    };
     let (out, mut batches) = mpsc::channel::<Batch>(2);
     let discard = async { while batches.recv().await.is_some() {} };
     let (read, ()) = tokio::join!(range.read(out), discard);
     // What else ends a stream early, `run` says, and nothing is lost by it.
-    Ok(!read.is_err_and(|error| error.without_publication().is_some()))
+    let lacks = |error: &RangeError| {
+        error.without_publication().is_some() || error.unreadable_wal().is_some()
+    };
+    Ok(read.err().filter(lacks))
+}
+
+/// That the slot is lost, where the server cannot read WAL that it keeps for it all the same: nothing in the slot's row
+/// tells.
+pub(super) async fn damaged(
+    config: &Config,
+    sessions: &Sessions,
+    from: Lsn,
+) -> Result<Option<Halt>> {
+    let slot = &config.source.slot;
+    let wal_end = slot::wal_end(&sessions.source).await?;
+    let why = match unreadable(config, slot, from, wal_end).await {
+        Ok(why) => why,
+        // It must be known before it is said that nothing is wrong.
+        Err(error @ RangeError::NotCopied { .. }) => return Err(error.into()),
+        // What else keeps it from being read, `run` says.
+        Err(_) => return Ok(None),
+    };
+    let error = why.as_ref().and_then(RangeError::unreadable_wal).map(WireError::line);
+    let lost = |error| Halt::SlotLost { slot: slot.clone(), why: Lost::Unreadable(error), from };
+    Ok(error.map(lost))
 }

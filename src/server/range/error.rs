@@ -112,12 +112,20 @@ impl From<WireError> for RangeError {
 }
 
 impl RangeError {
+    /// What the server says, where WAL of the range is missing or damaged.
+    pub(crate) fn unreadable_wal(&self) -> Option<&WireError> {
+        self.refused().filter(|error| error.is_of_unreadable_wal())
+    }
+
     /// What the server says, where the publication is missing, or was when something in the range was written.
     pub(crate) fn without_publication(&self) -> Option<&WireError> {
+        self.refused().filter(|error| wire::classify(error) == Class::PublicationMissing)
+    }
+
+    /// What the server, or the way to it, says of the copy or the stream.
+    fn refused(&self) -> Option<&WireError> {
         match self {
-            Self::Wire(error) | Self::NotCopied { source: error, .. } => {
-                (wire::classify(error) == Class::PublicationMissing).then_some(error)
-            }
+            Self::Wire(error) | Self::NotCopied { source: error, .. } => Some(error),
             Self::NoWindow { .. }
             | Self::WindowLost { .. }
             | Self::WindowBegins { .. }

@@ -71,10 +71,10 @@ impl Failure for Lost {
     }
 
     fn fix(&self) -> Cow<'static, str> {
-        // A full disk, for one, is not emptied by waiting.
+        // A full disk, for one, is not emptied by waiting, nor does WAL come back.
         if let Self::Refused(error) = self
             && let StartError::Wire(wire) = &**error
-            && wire.is_of_resources()
+            && (wire.is_of_resources() || wire.is_of_unreadable_wal())
         {
             return wire.fix();
         }

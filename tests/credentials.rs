@@ -171,7 +171,7 @@ async fn wrong_password_at_the_start_is_refused_from_a_url_and_waited_for_from_a
     ensure!(status.code() == Some(2), "{status}: {log}");
     ensure!(log.contains("correct the password") && !log.contains("hush"), "{log}");
 
-    // A file that is not there, or empty, is refused by name.
+    // A file that is not there, or empty, is refused by name, by commands that somebody waits for.
     for (content, says) in
         [(None, "cannot read the file"), (Some("\n"), "is empty; write the value")]
     {
@@ -191,5 +191,51 @@ async fn wrong_password_at_the_start_is_refused_from_a_url_and_waited_for_from_a
             "{said}"
         );
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn run_waits_for_a_file_whose_url_is_missing_or_cut_and_reads_all_of_it_once_it_is_whole()
+-> Result<()> {
+    let mut guarded = Guarded::new().await?;
+    guarded.world.hook(1, 7, "").await?;
+    let whole = guarded.url("sender", "first");
+    let (source, _) = guarded.world.env.remove(0);
+    let file = guarded.dir.path().join("source");
+    guarded.world.env = vec![(source, file.display().to_string())];
+    let cut = |till: &str| Some(whole.split_inclusive(till).next().unwrap_or_default().to_owned());
+    let mut sent = 0;
+    for (content, says) in [
+        (None, "cannot read the file"),
+        (Some("\n".to_owned()), "is empty"),
+        (cut("fi"), "port is not a port number"),
+        // Whole URLs, that lead elsewhere.
+        (cut("@127.0.0.1"), "walhook starts"),
+        (whole.strip_suffix("gres").map(str::to_owned), "does not exist"),
+    ] {
+        match &content {
+            None => std::fs::remove_file(&file)?,
+            Some(content) => put(&file, content)?,
+        }
+        let mut running = guarded.world.spawn()?;
+        running.until_logged(says).await?;
+        ensure!(running.has_ended()?.is_none(), "{}", running.log());
+        put(&file, &format!("{whole}\n"))?;
+        running.until_leading(guarded.world.admin).await?;
+        sent += 1;
+        guarded.world.subscribe(sent, 7).await?;
+        guarded.world.delivered(sent.unsigned_abs()).await?;
+        ensure!(!running.log().contains("first"), "{}", running.log());
+        ensure!(running.terminate().await?.success());
+    }
+    // It ends at once when it is told to.
+    std::fs::remove_file(&file)?;
+    let running = guarded.world.spawn()?;
+    running.until_logged("waiting for it").await?;
+    ensure!(running.terminate().await?.success());
+    // What is no file stays so.
+    std::fs::create_dir(&file)?;
+    let (status, log) = guarded.world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(2) && log.contains("cannot read the file"), "{status}: {log}");
     Ok(())
 }

@@ -30,9 +30,12 @@ pub mod upgrade;
 pub mod workers;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::config::{Admin, Config, ConfigError, WorkerConfig};
@@ -55,6 +58,12 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// How often the file of a database URL is looked at that holds none.
+const URL_FILE_AGAIN: Duration = Duration::from_secs(1);
+
+/// After this time the process ends, and whoever starts it again may hand it a new copy of the file.
+const URL_FILE_WITHIN: Duration = Duration::from_secs(60);
 
 const EXAMPLES: &str = "\
 Begin with:
@@ -164,6 +173,37 @@ impl Common {
     /// [`Failure::Usage`], with what is wrong and where.
     pub fn load(&self) -> Result<Config, Failure> {
         Ok(crate::config::load(&self.path()?, environment()?)?)
+    }
+
+    /// As [`Common::load`], for a process that nobody watches as it starts: waits a minute while the file of a database
+    /// URL holds none, and says so. `None` on `shutdown`.
+    ///
+    /// # Errors
+    /// Likewise; [`Failure::Failed`] after the minute.
+    async fn load_in_the_end(
+        &self,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Config>, Failure> {
+        let (path, env) = (self.path()?, environment()?);
+        let (began, mut said) = (Instant::now(), String::new());
+        loop {
+            match crate::config::load(&path, env.clone()) {
+                Err(error) if error.may_pass() => {
+                    if began.elapsed() >= URL_FILE_WITHIN {
+                        return Err(Failure::Failed(error.into()));
+                    }
+                    let problem = error.to_string();
+                    if problem != said {
+                        print_remark(&format!("warning: {problem}; waiting for it"));
+                        said = problem;
+                    }
+                }
+                loaded => return Ok(Some(loaded?)),
+            }
+            if shutdown.run_until_cancelled(sleep(URL_FILE_AGAIN)).await.is_none() {
+                return Ok(None);
+            }
+        }
     }
 
     /// As [`Common::load`], for a command that takes a role: says so where a worker's configuration was meant.

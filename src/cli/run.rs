@@ -1,8 +1,10 @@
 //! `walhook run`: the pipeline.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Common, Failure};
@@ -10,14 +12,17 @@ use crate::config::WorkerConfig;
 use crate::server::record::Recording;
 use crate::server::{self, Stop, log};
 
+/// Signals within this time are one.
+const ONE_SIGNAL: Duration = Duration::from_secs(1);
+
 /// Stream changes and deliver them, until SIGTERM, SIGHUP or Ctrl-C
 ///
 /// Does not start, and exits with 2, where something is wrong that waiting does not fix: configuration,
 /// rules, rights, columns. It waits for what may pass, such as a server that is away, and says why.
 ///
 /// Only one instance streams from a slot; every further one stands by and takes over by itself.
-/// The first signal drains: requests in flight may end and their outcomes are stored. A second one
-/// exits at once, which loses nothing either: what was not stored is sent again.
+/// The first signal drains: requests in flight may end and their outcomes are stored. A second one,
+/// a second later or more, exits at once, which loses nothing either: what was not stored is sent again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -60,21 +65,42 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if args.role == Role::Worker {
         return run_worker(&args, common).await;
     }
-    let config = common.load()?;
-    log::init(&config.log).map_err(Failure::Usage)?;
-    common.ensure_rules(&config)?;
-    let recording = args.record.as_deref().map(record).transpose()?;
-    walhook_process::descriptors::raise();
-    walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
-    let serves = args.role == Role::All;
-    let ended = until_signalled(async |shutdown| {
-        server::run(config, serves, shutdown, recording.as_ref()).await
+    until_signalled(async |shutdown| {
+        let mut recording = None;
+        let ended = serve_all(&args, common, &shutdown, &mut recording).await;
+        if let Some(recording) = recording {
+            tokio::task::spawn_blocking(|| recording.finish())
+                .await
+                .map_err(anyhow::Error::from)?;
+        }
+        ended
     })
-    .await;
-    if let Some(recording) = recording {
-        tokio::task::spawn_blocking(|| recording.finish()).await.map_err(anyhow::Error::from)?;
+    .await
+}
+
+/// Begins anew where the configuration that it began with was that of a file which was just being written.
+async fn serve_all(
+    args: &Args,
+    common: &Common,
+    shutdown: &CancellationToken,
+    recording: &mut Option<Recording>,
+) -> CommandResult {
+    while let Some(config) = common.load_in_the_end(shutdown).await? {
+        log::init(&config.log).map_err(Failure::Usage)?;
+        common.ensure_rules(&config)?;
+        if let (Some(file), None) = (&args.record, &recording) {
+            *recording = Some(record(file)?);
+        }
+        let slots = (config.scheduler.fast_slots, config.scheduler.slow_slots);
+        walhook_process::descriptors::raise();
+        walhook_process::descriptors::tell(slots);
+        let serves = args.role == Role::All;
+        match server::run(config, serves, shutdown.clone(), recording.as_ref()).await {
+            Err(stop @ Stop::UrlChanged) => tracing::info!("{stop}: starting anew with that"),
+            ended => return result(ended),
+        }
     }
-    result(ended)
+    Ok(())
 }
 
 /// Runs a worker.
@@ -103,9 +129,7 @@ async fn serve(config: WorkerConfig) -> CommandResult {
 }
 
 /// Runs until it ends, which the first signal asks for.
-async fn until_signalled(
-    run: impl AsyncFnOnce(CancellationToken) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+async fn until_signalled<T>(run: impl AsyncFnOnce(CancellationToken) -> T) -> T {
     let shutdown = CancellationToken::new();
     let mut signals = tokio::task::JoinSet::new();
     signals.spawn(watch_signals(shutdown.clone()));
@@ -116,7 +140,9 @@ async fn until_signalled(
 
 fn result(ended: Result<(), Stop>) -> CommandResult {
     match ended {
-        Ok(()) | Err(Stop::Fenced | Stop::WentBack | Stop::NotReadBack(_)) => Ok(()),
+        Ok(()) | Err(Stop::Fenced | Stop::WentBack | Stop::NotReadBack(_) | Stop::UrlChanged) => {
+            Ok(())
+        }
         Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),
         Err(Stop::Config(unfit)) => Err(Failure::Usage(unfit.into())),
         Err(Stop::Failed(fatal)) => Err(Failure::Failed(fatal.into())),
@@ -154,6 +180,8 @@ async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     tracing::info!(
         "shutting down, stopped by {first}: waiting for requests in flight; a second signal exits at once"
     );
+    // Sent to a process and to its group, as `timeout` does, one signal comes twice.
+    sleep(ONE_SIGNAL).await;
     until_signal().await?;
     tracing::warn!("second signal: exiting at once");
     log::finish();

@@ -13,7 +13,7 @@
 mod words;
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -64,6 +64,22 @@ pub enum ConfigError {
         /// What is wrong, beginning with the key, and the fix.
         problem: String,
     },
+    /// The file of a database URL holds none: it may be just being replaced by another.
+    #[error("environment variable {variable}: {problem}")]
+    UrlFile {
+        /// The variable that names the file.
+        variable: String,
+        /// What is wrong, and the fix.
+        problem: String,
+    },
+}
+
+impl ConfigError {
+    /// Whether it may pass by itself.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::UrlFile { .. })
+    }
 }
 
 /// Where a value comes from.
@@ -115,10 +131,27 @@ pub(crate) fn parse(
     let env: Vec<(String, String)> = env.into_iter().collect();
     let cache = cache_directory(&env);
     let settings = settings(env, Reads::All)?;
-    let mut config: Config = read(path, text, &settings, Reads::All, validate::validate)?;
+    let read = read(path, text, &settings, Reads::All, validate::validate);
+    let mut config: Config = read.map_err(|error| of_url_file(&settings, error))?;
     settings.iter().for_each(|setting| setting.reread_by(&mut config));
     config.source.spool = config.source.spool.or(cache);
     Ok(config)
+}
+
+/// The error, which may pass where the value that is wrong is a URL that stands in a file.
+fn of_url_file(settings: &[Setting], error: ConfigError) -> ConfigError {
+    let is_in_file = |name: &str| {
+        let mut all = settings.iter();
+        all.any(|setting| setting.variable == name && setting.file.is_some() && setting.is_url())
+    };
+    match error {
+        ConfigError::Invalid { place: Place::Variable(variable), problem }
+            if is_in_file(&variable) =>
+        {
+            ConfigError::UrlFile { variable, problem }
+        }
+        error => error,
+    }
 }
 
 /// The directory that systemd made for what may be lost.
@@ -305,12 +338,13 @@ fn settings(
             place: Place::Variable(variable.clone()),
             problem,
         })?;
-        let Some(setting) = setting else { continue };
+        let Some(mut setting) = setting else { continue };
         let same = |other: &&Setting| other.section == setting.section && other.key == setting.key;
         if let Some(other) = settings.iter().find(same) {
             let problem = format!("{} sets the same key; remove one of them", other.variable);
             return Err(ConfigError::Invalid { place: Place::Variable(variable), problem });
         }
+        setting.read_file()?;
         settings.push(setting);
     }
     Ok(settings)
@@ -335,16 +369,7 @@ fn setting(variable: &str, value: String, reads: Reads) -> Result<Option<Setting
             // A secret that is somebody else's, and most often not ours to read.
             return Ok(None);
         }
-        let content = std::fs::read_to_string(&value).map_err(|error| {
-            format!(
-                "cannot read the file {value}: {error}; correct the path, or let walhook read it"
-            )
-        })?;
-        let content = content.trim_end_matches(['\r', '\n']).to_owned();
-        if content.is_empty() {
-            return Err(format!("the file {value} is empty; write the value into it"));
-        }
-        (content, Some(PathBuf::from(value)), found)
+        (String::new(), Some(PathBuf::from(value)), found)
     } else {
         let near = suggestion(&key, section.supported());
         return Err(format!("there is no key {}.{key}; {near}", section.name));
@@ -369,6 +394,38 @@ fn overlay<'i>(origins: &mut Origins<'_>, root: &mut DeTable<'i>, settings: &'i 
 }
 
 impl Setting {
+    /// Whether it is a database URL, whose file is read again and again.
+    fn is_url(&self) -> bool {
+        let urls = [("source", "url"), ("source", "replication_url"), ("state", "url")];
+        urls.contains(&(self.section, self.key))
+    }
+
+    /// Takes the value from the file, where there is one.
+    fn read_file(&mut self) -> Result<(), ConfigError> {
+        let Some(path) = &self.file else { return Ok(()) };
+        let file = path.display();
+        let (problem, may_pass) = match std::fs::read_to_string(path) {
+            Ok(content) => {
+                self.value = content.trim_end_matches(['\r', '\n']).to_owned();
+                if !self.value.is_empty() {
+                    return Ok(());
+                }
+                (format!("the file {file} is empty; write the value into it"), true)
+            }
+            Err(error) => {
+                let problem = format!(
+                    "cannot read the file {file}: {error}; correct the path, or let walhook read it"
+                );
+                (problem, !matches!(error.kind(), ErrorKind::IsADirectory | ErrorKind::InvalidData))
+            }
+        };
+        let variable = self.variable.clone();
+        Err(match may_pass && self.is_url() {
+            true => ConfigError::UrlFile { variable, problem },
+            false => ConfigError::Invalid { place: Place::Variable(variable), problem },
+        })
+    }
+
     /// Has a database URL's file read again at each connection.
     fn reread_by(&self, config: &mut Config) {
         let Some(file) = &self.file else { return };

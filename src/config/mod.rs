@@ -34,6 +34,7 @@ use egress::requests;
 use walhook_core::settings::{Accounts, Endpoints};
 use walhook_http::transport::{Transport, TransportError};
 use walhook_postgres::lookup::LookupSettings;
+use walhook_postgres::pg::DatabaseUrl;
 use walhook_rules::rule::RuleSettings;
 use walhook_rules::settings::{EventRule, Payload, RuleOperation};
 
@@ -121,6 +122,14 @@ impl Config {
         let Delivery { header_prefix, user_agent, timeout, connect_timeout, .. } = &self.delivery;
         let requests = requests(header_prefix, user_agent, *timeout, *connect_timeout);
         Transport::new(&requests, &self.egress.of_transport(), self.memory.limit_bytes())
+    }
+
+    /// Whether a file holds another database URL by now than was read from it.
+    #[must_use]
+    pub fn has_another_url(&self) -> bool {
+        let Source { url, replication_url, .. } = &self.source;
+        let urls = [Some(url), replication_url.as_ref(), self.state.url.as_ref()];
+        urls.into_iter().flatten().any(DatabaseUrl::has_changed)
     }
 
     /// Whether a rule listens to logical messages, so that the stream has to carry them.

@@ -128,6 +128,10 @@ pub(super) async fn become_leader(
             () = shutdown.cancelled() => return Ok(None),
             tried = tokio::time::timeout(OPEN_TIMEOUT, try_to_lead(config, attempt)) => tried,
         };
+        // Perhaps it was cut, so that it led elsewhere.
+        if !attempt.started && !matches!(tried, Ok(Ok(_))) && config.has_another_url() {
+            return Err(Stop::UrlChanged);
+        }
         match tried {
             Ok(Ok(leader)) => {
                 attempt.started = true;

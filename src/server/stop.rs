@@ -30,6 +30,9 @@ pub enum Stop {
          that lacks the last of it"
     )]
     WentBack,
+    /// The file of a database URL holds another one than was read, before anything has begun with that.
+    #[error("a file holds another database URL by now")]
+    UrlChanged,
     /// What was kept of a transaction that has committed cannot be read back, and is to be read again.
     #[error("what was kept of an open transaction cannot be read back: {0}")]
     NotReadBack(String),

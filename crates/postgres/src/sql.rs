@@ -71,6 +71,8 @@ pub enum ConnectError {
         fix: String,
         /// Whether another password may be found the next time.
         rereads_password: bool,
+        /// Whether all of the URL may be another the next time that the process starts.
+        is_in_file: bool,
         /// What the server or the protocol says.
         source: tokio_postgres::Error,
     },
@@ -84,6 +86,8 @@ pub enum ConnectError {
         at: String,
         /// Where it was looked for.
         why: String,
+        /// Whether that was in a file which is said to hold it.
+        is_in_file: bool,
     },
     /// None of the hosts is of the kind that `target_session_attrs` wants.
     #[error("{target} is not what target_session_attrs asks for")]
@@ -102,7 +106,14 @@ impl Failure for ConnectError {
             Self::Session { source, rereads_password: true, .. } if is_of_password(source) => {
                 FixedBy::Waiting
             }
+            // A name that was cut while the file was being written.
+            Self::Session { source, is_in_file: true, .. }
+                if source.code() == Some(&SqlState::INVALID_CATALOG_NAME) =>
+            {
+                FixedBy::Waiting
+            }
             Self::Session { source, .. } => source.fixed_by(),
+            Self::PasswordMissing { is_in_file: true, .. } => FixedBy::Waiting,
             Self::PasswordMissing { .. } => FixedBy::Person,
             Self::WrongHost { .. } => FixedBy::Waiting,
         }
@@ -202,7 +213,8 @@ impl Connection {
         let no_password = password.as_ref().err().cloned();
         let refused = |source: tokio_postgres::Error| match &no_password {
             Some(why) if is_missing_password(&source) => {
-                ConnectError::PasswordMissing { at: at(), why: why.clone() }
+                let is_in_file = info.names_passfile;
+                ConnectError::PasswordMissing { at: at(), why: why.clone(), is_in_file }
             }
             _ => {
                 let (sqlstate, routine) = source.as_db_error().map_or(("", ""), |error| {
@@ -210,7 +222,8 @@ impl Connection {
                 });
                 let fix = Refusal { sqlstate, routine }.fix(info);
                 let rereads_password = info.rereads_password();
-                ConnectError::Session { at: at(), fix, rereads_password, source }
+                let is_in_file = info.is_in_file();
+                ConnectError::Session { at: at(), fix, rereads_password, is_in_file, source }
             }
         };
         let mut config = tokio_postgres::Config::new();

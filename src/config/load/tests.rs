@@ -127,6 +127,40 @@ fn environment_reads_a_secret_from_a_file_without_its_line_break() {
 }
 
 #[test]
+fn only_a_database_urls_file_may_become_good_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    let of = |name: &str, path: &Path| {
+        let env = [(name.to_owned(), path.to_str().unwrap().to_owned())];
+        parse(Path::new("w.toml"), MINIMAL, env).unwrap_err().may_pass()
+    };
+    for content in [None, Some("\n"), Some("postgres://u:p"), Some("p")] {
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        assert!(of("WALHOOK_SOURCE__URL_FILE", &file), "{content:?}");
+        assert!(of("WALHOOK_STATE__URL_FILE", &file), "{content:?}");
+    }
+    std::fs::write(&file, "").unwrap();
+    assert!(!of("WALHOOK_NOTIFY__SECRET_FILE", &file));
+    assert!(!of("WALHOOK_SOURCE__URL_FILE", dir.path()), "a directory");
+}
+
+#[test]
+fn rule_may_name_those_tables_of_ours_that_change_rarely() {
+    let rule = |table: &str| {
+        let on = "on = [\"insert\"]\naccount_value = \"1\"\ncolumns = [\"*\"]";
+        with(&format!("[[events]]\ntype = \"a.b\"\ntable = \"{table}\"\n{on}"), &[])
+    };
+    for table in ["walhook.dead_letters", "walhook.gaps", "other.checkpoint", "walhook.mine"] {
+        assert!(rule(table).is_ok(), "{table}: {:?}", rule(table).err());
+    }
+    for table in ["walhook.checkpoint", "walhook.delivery_log", "walhook.deferred"] {
+        assert!(rule(table).unwrap_err().contains("for ever"), "{table}");
+    }
+}
+
+#[test]
 fn error_names_place_key_and_fix() {
     for (more, expected) in [
         (
@@ -329,6 +363,10 @@ fn inconsistent_values_are_refused_at_the_key() {
         (
             &format!("{rule}columns = [\"*\"]\n[memory]\nlimit = \"1KiB\"")[..],
             "w.toml:12:9: memory.limit: is below 1MiB",
+        ),
+        (
+            &format!("{}columns = [\"*\"]", rule.replace("public.t", "walhook.checkpoint")),
+            "w.toml:7:9: events[0].table: walhook.checkpoint is written by walhook as it delivers",
         ),
         ("[delivery]\nheader_prefix = \"a b\"", "w.toml:6:17: delivery.header_prefix: "),
         (

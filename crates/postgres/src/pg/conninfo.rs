@@ -56,6 +56,8 @@ pub struct Conninfo {
     database: String,
     pub(super) password: Option<Password>,
     pub(super) passfile: Option<PathBuf>,
+    /// Whether the URL or the environment names it: then it is meant to hold the password.
+    pub(crate) names_passfile: bool,
     /// The file that user and password were read from, where the URL stands in one.
     url_file: Option<PathBuf>,
     /// What goes into the start-up message as `options`.
@@ -152,13 +154,14 @@ impl Conninfo {
             return given.refuse("gssencmode", "cannot be require, for GSSAPI is not spoken here");
         }
         let home = environment("HOME").map(|home| Path::new(&home).join(".pgpass"));
-        let passfile = given.text("passfile")?.map(PathBuf::from).or(home);
+        let named = given.text("passfile")?.map(PathBuf::from);
         Ok(Self {
             hosts: given.hosts()?,
             database: given.text("dbname")?.unwrap_or(&user).to_owned(),
             user,
             password: given.0.get("password").map(|value| Password(value.bytes.clone())),
-            passfile,
+            names_passfile: named.is_some(),
+            passfile: named.or(home),
             url_file: None,
             options: given.text("options")?.map(str::to_owned),
             connect_timeout: given.seconds("connect_timeout")?.unwrap_or(CONNECT_TIMEOUT),
@@ -221,8 +224,15 @@ impl Conninfo {
     /// Whether the next connection may find another password than this one: it stands in a file.
     #[must_use]
     pub fn rereads_password(&self) -> bool {
-        let is_in_passfile = || self.passfile.as_deref().is_some_and(Path::exists);
+        let is_there = || self.passfile.as_deref().is_some_and(Path::exists);
+        let is_in_passfile = || self.names_passfile || is_there();
         self.url_file.is_some() || self.password.is_none() && is_in_passfile()
+    }
+
+    /// Whether the URL stands in a file.
+    #[must_use]
+    pub fn is_in_file(&self) -> bool {
+        self.url_file.is_some()
     }
 
     /// Where the password is taken from, for people.

@@ -65,6 +65,14 @@ impl DatabaseUrl {
         self.text.expose()
     }
 
+    /// Whether it stands in a file, which holds another URL by now than was read first.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let of_file = |file: &Arc<UrlFile>| read(&file.path).ok();
+        let now = self.file.as_ref().and_then(of_file);
+        now.is_some_and(|now| now.expose() != self.text.expose())
+    }
+
     /// What a connection is made with now.
     pub(super) fn conninfo(
         &self,

@@ -74,15 +74,14 @@ pub enum Halt {
         from: Lsn,
     },
     /// The slot is not one of ours.
-    #[error(
-        "replication slot {slot:?} is not ours: {problem}. Choose another name in source.slot; or, if \
-         nobody needs that slot, `SELECT pg_catalog.pg_drop_replication_slot('{slot}')` and run `walhook setup`"
-    )]
+    #[error("replication slot {slot:?} is not ours: {problem}. {}", fix_of_foreign(slot, *elsewhere))]
     SlotForeign {
         /// Its name.
         slot: String,
         /// What is wrong with it.
         problem: String,
+        /// Whether it is of another database, where it serves somebody we cannot see: most likely another pipeline.
+        elsewhere: bool,
     },
     /// The slot begins after the checkpoint: it was recreated, or the state was restored.
     #[error(
@@ -347,6 +346,18 @@ pub fn check_source(found: &SourceIdentity, expected: &SourceIdentity) -> Result
     differs(Differs::Timeline, found.timeline.to_string(), expected.timeline.to_string())?;
     differs(Differs::Name, found.database.clone(), expected.database.clone())?;
     differs(Differs::Host, found.host.clone(), expected.host.clone())
+}
+
+/// Names are those of a cluster, so another pipeline may have taken one; what it waits for must not be dropped.
+fn fix_of_foreign(slot: &str, elsewhere: bool) -> String {
+    let choose = "Choose another name in source.slot";
+    match elsewhere {
+        true => format!("{choose}: a slot's name is the cluster's, not the database's"),
+        false => format!(
+            "{choose}; or, if nobody needs that slot, `SELECT pg_catalog.pg_drop_replication_slot('{slot}')` and \
+             run `walhook setup`"
+        ),
+    }
 }
 
 #[cfg(test)]

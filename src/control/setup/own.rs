@@ -31,6 +31,12 @@ pub(super) async fn ensure_ours(
         if can_be_ours && (recorded || adopted && slot.active_pid.is_none()) {
             continue;
         }
+        if let Some(database) = slot.database.as_ref().filter(|_| !slot.here) {
+            let problem = format!(
+                "it belongs to the database {database} of this cluster, most likely to another pipeline"
+            );
+            return Err(Halt::SlotForeign { slot: name.clone(), problem, elsewhere: true }.into());
+        }
         let mut problem =
             format!("it was there before, {}, and walhook did not make it", kind(slot));
         if can_be_ours {
@@ -46,7 +52,7 @@ pub(super) async fn ensure_ours(
             let user = user(Databases::of(config), &sessions.source, pid).await?;
             problem.push_str(&format!("; it is in use by {user}"));
         }
-        return Err(Halt::SlotForeign { slot: name.clone(), problem }.into());
+        return Err(Halt::SlotForeign { slot: name.clone(), problem, elsewhere: false }.into());
     }
     Ok(())
 }
@@ -106,9 +112,5 @@ fn kind(slot: &Slot) -> String {
     let Some(plugin) = &slot.plugin else { return "a physical slot".to_owned() };
     let temporary = if slot.temporary { "temporary " } else { "" };
     let two_phase = if slot.two_phase { ", for prepared transactions too" } else { "" };
-    let database = match &slot.database {
-        Some(database) if !slot.here => format!(" of the database {database}"),
-        Some(_) | None => String::new(),
-    };
-    format!("a {temporary}slot of the plugin {plugin}{two_phase}{database}")
+    format!("a {temporary}slot of the plugin {plugin}{two_phase}")
 }

@@ -54,18 +54,20 @@ pub fn check_readable(name: &str, slot: Option<&SlotState>, from: Lsn) -> Result
 /// # Errors
 /// [`Halt::SlotForeign`]
 pub fn check_ours(name: &str, slot: &SlotState) -> Result<(), Halt> {
+    let mut elsewhere = false;
     let problem = if slot.temporary {
         "it is a temporary one of another session".to_owned()
     } else if slot.plugin.is_empty() {
         "it is a physical slot".to_owned()
+    } else if !slot.here {
+        elsewhere = true;
+        "it belongs to another database of this cluster".to_owned()
     } else if slot.plugin != "pgoutput" {
         format!("its plugin is {:?}, not pgoutput", slot.plugin)
-    } else if !slot.here {
-        "it belongs to another database of this cluster".to_owned()
     } else {
         return Ok(());
     };
-    Err(Halt::SlotForeign { slot: name.to_owned(), problem })
+    Err(Halt::SlotForeign { slot: name.to_owned(), problem, elsewhere })
 }
 
 #[cfg(test)]
@@ -108,5 +110,20 @@ mod tests {
         assert!(matches!(check_slot("s", Some(&other), Lsn(5)), Err(Halt::SlotForeign { .. })));
         let elsewhere = SlotState { here: false, ..slot(1) };
         assert!(matches!(check_slot("s", Some(&elsewhere), Lsn(5)), Err(Halt::SlotForeign { .. })));
+    }
+
+    #[test]
+    fn slot_of_another_database_is_never_advised_to_be_dropped() {
+        for plugin in ["pgoutput", "test_decoding"] {
+            let elsewhere = SlotState { here: false, plugin: plugin.into(), ..slot(1) };
+            let said = check_slot("s", Some(&elsewhere), Lsn(5)).unwrap_err().to_string();
+            assert!(
+                said.contains("another name in source.slot") && !said.contains("drop"),
+                "{said}"
+            );
+        }
+        let here = SlotState { plugin: "test_decoding".into(), ..slot(1) };
+        let said = check_slot("s", Some(&here), Lsn(5)).unwrap_err().to_string();
+        assert!(said.contains("pg_drop_replication_slot('s')"), "{said}");
     }
 }

@@ -355,15 +355,21 @@ async fn run_ends_in_order_on_a_signal_and_at_once_on_the_second() -> Result<()>
     let running = world.run().await?;
     world.subscribe(1, 1).await?;
     world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
-    ensure!(running.terminate().await?.success());
+    running.signal("TERM")?;
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.success() && log.contains("\"finished\":1"), "{status}\n{log}");
     ensure!(world.mock.stats().distinct == 1, "it did not wait");
 
     world.mock.set_behaviour("/1", Behaviour::hang());
-    let running = world.run().await?;
+    let mut running = world.run().await?;
     world.subscribe(2, 1).await?;
     world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
     running.signal("TERM")?;
     running.until_logged("shutting down").await?;
+    // To the process and to its group, by `timeout`: that is one.
+    running.signal("TERM")?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(running.has_ended()?.is_none(), "{}", running.log());
     let asked = Instant::now();
     running.signal("TERM")?;
     let (status, log) = running.ended_with_log().await?;

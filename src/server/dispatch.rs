@@ -151,6 +151,7 @@ pub(super) async fn dispatch(
             () = shutdown.cancelled(), if give_up_at.is_none() => {
                 let at = Instant::now() + timeout;
                 (drain_at, give_up_at) = (Some(at), Some(at + STORE_GRACE));
+                driver.ended = Some(0);
                 driver.handle(Input::WindDown);
             }
             // What follows from rows that somebody removes is heard after what they are.
@@ -211,8 +212,8 @@ struct Driver {
     next_gauges: Instant,
     reported: Counters,
     log: ChangeLog,
-    /// Requests that were in flight when the end began.
-    in_flight_then: usize,
+    /// Requests that have come to an end since the shutdown began.
+    ended: Option<usize>,
     /// Deliveries of the last minute.
     recent: Recent,
     /// The event that somebody wants to know of, and how far it was sought.
@@ -234,7 +235,7 @@ impl Driver {
             next_gauges: Instant::now(),
             reported: Counters::default(),
             log: ChangeLog::default(),
-            in_flight_then: 0,
+            ended: None,
             recent: Recent::default(),
             sought: tools.work.sought(),
             find: None,
@@ -247,6 +248,9 @@ impl Driver {
     }
 
     fn handle_at(&mut self, now: Tick, input: Input) {
+        if let (Some(ended), Input::Outcome { .. }) = (&mut self.ended, &input) {
+            *ended += 1;
+        }
         self.record(|recorded| recorded.input(now, &input));
         self.dispatcher.handle(now, input);
     }
@@ -344,7 +348,6 @@ impl Driver {
     /// The end begins: what is in flight may end.
     fn stop(&mut self) {
         let now = self.tools.clock.now();
-        self.in_flight_then = self.in_flight();
         if let Some(workers) = &mut self.tools.workers {
             workers.stop(now);
         }

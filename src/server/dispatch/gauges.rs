@@ -46,13 +46,13 @@ impl Driver {
         self.report();
         let (dispatcher, sent_again) = (&self.dispatcher, self.in_flight());
         tracing::info!(
-            finished = self.in_flight_then.saturating_sub(sent_again),
+            finished = self.ended.unwrap_or_default(),
             sent_again,
             queued = dispatcher.queued(),
             deferred = dispatcher.gauges().deferred,
             dead_letters = self.tools.metrics.dead_letters.get(),
             checkpoint = %dispatcher.frontier(),
-            "stopped: of the requests in flight `finished` came to an end, and `sent_again` are sent again at \
+            "stopped: `finished` requests came to an end since the signal, and `sent_again` are sent again at \
              the next start, as is what was still `queued`; `deferred` deliveries and dead letters are stored"
         );
     }

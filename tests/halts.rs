@@ -269,6 +269,12 @@ async fn case_05_halt_when_another_cluster_or_an_older_copy_answers_at_our_addre
     std::fs::copy(ours.join("postgresql.conf"), data.join("postgresql.conf"))?;
     world.cluster.start_again().await?;
     halts(&mut world, &["its system identifier is", "recover --adopt-cluster"]).await?;
+    // What there is to do is one thing, also where a slot lacks.
+    let status = text(&world.walhook(&["status"]).await?.stdout);
+    ensure!(!status.contains("--accept-gap"), "{status}");
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    let slot = check.lines().find(|line| line.starts_with("fail  slot"));
+    ensure!(slot.is_some_and(|line| !line.contains("walhook setup")), "{check}");
     world.cluster.stop(StopMode::Fast).await?;
     std::fs::remove_dir_all(&data)?;
     std::fs::rename(&ours, &data)?;
@@ -333,11 +339,15 @@ async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_witho
     world.subscribe(3, 1).await?;
     world.delivered(2).await?;
 
-    // Nor can a replay read past it, and it says so at once.
-    let replay = world.walhook(&["replay", "start", "--from", &frontier]).await?;
-    let said = text(&replay.stdout) + &text(&replay.stderr);
-    ensure!(said.contains("cannot be sent again: send it by hand"), "{said}");
-    ensure!(!said.contains("walhook setup"), "that helps no more: {said}");
+    // Nor can a replay read past it, and it says so at once, as its dry run does.
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let replay = [&["replay", "start", "--from", &frontier], dry_run].concat();
+        let replay = world.walhook(&replay).await?;
+        let said = text(&replay.stdout) + &text(&replay.stderr);
+        ensure!(said.contains("cannot be sent again: send it by hand"), "{dry_run:?}: {said}");
+        let helps_no_more = ["walhook setup", "put back", "walhook check"];
+        ensure!(!helps_no_more.iter().any(|fix| said.contains(fix)), "{dry_run:?}: {said}");
+    }
     ensure!(running.terminate().await?.success());
     Ok(())
 }

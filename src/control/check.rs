@@ -34,7 +34,6 @@ use crate::config::WorkerConfig;
 use crate::config::{Config, DeliveryMode, LocalSending};
 use walhook_core::escape::one_line;
 use walhook_core::halt::Halt;
-use walhook_core::lsn::Lsn;
 use walhook_postgres::coverage::{Coverage, Moment};
 use walhook_postgres::preflight::Fault;
 use walhook_postgres::slot;
@@ -42,6 +41,7 @@ use walhook_postgres::source;
 use walhook_postgres::sql::{ConnectError, Connection};
 use walhook_process::descriptors;
 
+use server::Checkpoint;
 pub(super) use server::session;
 
 const NAME: &str = "walhook check";
@@ -226,8 +226,8 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     sessions::check(config, &source, report).await?;
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot = slot::read(&source, &config.source.slot).await?;
-    let frontier = state(config, &source, report).await?;
-    server::slot(config, &source, slot, frontier, report).await?;
+    let checkpoint = state(config, &source, report).await?;
+    server::slot(config, &source, slot, checkpoint, report).await?;
     tables::check(config, &source, report).await?;
     // What is wrong with columns and rights was told of in better words.
     let told = |finding: &Finding| {
@@ -242,9 +242,8 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     look_up::check(config, through, report).await
 }
 
-/// The state, which may be in another database than the source. Returns the checkpoint, where there
-/// is one of this source.
-async fn state(config: &Config, source: &Connection, report: &mut Report) -> Result<Option<Lsn>> {
+/// The state, which may be in another database than the source.
+async fn state(config: &Config, source: &Connection, report: &mut Report) -> Result<Checkpoint> {
     let Some(url) = &config.state.url else {
         return server::state(config, source, report).await;
     };
@@ -252,7 +251,7 @@ async fn state(config: &Config, source: &Connection, report: &mut Report) -> Res
         Ok(state) => server::state(config, &state, report).await,
         Err(error) => {
             report.fail_to_connect("state", "state.url", &error);
-            Ok(None)
+            Ok(Checkpoint::Unknown)
         }
     }
 }

@@ -63,8 +63,11 @@ use anyhow::ensure;
 
 use crate::config::{Config, DeliveryMode, Source, State};
 use crate::server::prepared;
+use walhook_core::halt::{self, Halt};
 use walhook_core::lsn::Lsn;
+use walhook_postgres::pg::Conninfo;
 use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
 use walhook_state::{SessionSettings, StateError, StateStore};
 
@@ -111,6 +114,13 @@ impl<'a> Databases<'a> {
     async fn read_slot(self) -> anyhow::Result<Option<Slot>> {
         let source = self.open_source(READER).await?;
         Ok(slot::read(&source, &self.source.slot).await?)
+    }
+
+    /// Why the source is not that of the state tables, where it is another.
+    async fn elsewhere(self, state: &StateStore) -> anyhow::Result<Option<Halt>> {
+        let source = self.open_source(READER).await?;
+        let found = source::identity(&source, &Conninfo::parse(&self.source.url)?).await?;
+        Ok(halt::check_source(&found, &state.source_identity().await?).err())
     }
 
     /// The checkpoint of a pipeline that may be prepared for an upgrade; `slot` was read before.

@@ -23,7 +23,7 @@ use super::workers::WorkerView;
 use super::{Databases, Failure};
 use crate::config::{Config, DeliveryMode};
 use walhook_core::event::rfc3339;
-use walhook_core::halt;
+use walhook_core::halt::{self, Halt};
 use walhook_postgres::slot::{Slot, WalStatus};
 use walhook_state::{
     OpenTransaction, Overview, Prepared, SeenWorker, StateStore, StoppedSince, Told,
@@ -321,6 +321,8 @@ struct Found {
     overview: Overview,
     slot: Option<Slot>,
     source_error: Option<String>,
+    /// Where the source has no slot of ours, for it is another than the state's.
+    elsewhere: Option<Halt>,
     idle_pipelines: Vec<IdlePipeline>,
     gaps: Vec<ReplayableGap>,
     prepared: Option<Prepared>,
@@ -340,6 +342,10 @@ impl Found {
         let (slot, source_error) = match databases.read_slot().await {
             Ok(slot) => (slot, None),
             Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        let elsewhere = match (&slot, &source_error) {
+            (None, None) => databases.elsewhere(&state).await.unwrap_or_default(),
+            _ => None,
         };
         let mut overview = state.overview().await?;
         let prepared = state.prepared().await?.filter(|prepared| prepared.holds);
@@ -362,6 +368,7 @@ impl Found {
             overview,
             slot,
             source_error,
+            elsewhere,
             idle_pipelines,
             gaps,
             prepared,
@@ -388,10 +395,10 @@ impl Found {
         work: Result<WorkView, String>,
     ) -> StatusView {
         let running = self.is_running();
-        let Self { overview, slot, source_error, .. } = self;
+        let Self { overview, slot, source_error, elsewhere, .. } = self;
         let state = slot.as_ref().map(Slot::state);
         let checked = halt::check_slot(&config.source.slot, state.as_ref(), overview.frontier);
-        let slot_problem = checked.err().filter(|_| source_error.is_none());
+        let slot_problem = elsewhere.or(checked.err()).filter(|_| source_error.is_none());
         let halted_at = overview.halted_at_us.map(rfc3339);
         let (work, work_error) = match work {
             Ok(work) => (Some(work), None),

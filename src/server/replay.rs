@@ -33,7 +33,7 @@ use walhook_core::event::{AccountId, Event, Item};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_dispatch::dispatcher::{Replay, ReplayInput};
-use walhook_postgres::fix::{Failure, line_of};
+use walhook_postgres::fix::line_of;
 use walhook_postgres::lookup::{LookupSession, Lookups};
 use walhook_state::{StateStore, StoredReplay};
 
@@ -63,10 +63,6 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Tries without any progress between them, after which a replay is given up.
 const TRIES: u32 = 5;
-
-/// Said of a range that no replay can read to its end.
-const WITHOUT_PUBLICATION: &str = "what was committed while there was no such publication, and what follows it in this \
-    range, cannot be sent again: send it by hand, or ask for the range behind it";
 
 /// Carries replays out.
 pub(super) struct Replays {
@@ -225,12 +221,11 @@ impl Replays {
                 Ended::Settled | Ended::Cancelled => return Ok(None),
                 Ended::Broken(interrupted) => interrupted,
             };
-            if let Interrupted::Range(error) = &problem
-                && let Some(error) = error.without_publication()
-            {
-                return Ok(Some(format!("{}; {WITHOUT_PUBLICATION}", error.line())));
-            }
+            let is_final = matches!(&problem, Interrupted::Range(error) if error.without_publication().is_some());
             let problem = line_of(&problem);
+            if is_final {
+                return Ok(Some(problem));
+            }
             let Some(now) = store.replay(replay.id).await? else { return Ok(None) };
             tries = if now.position > replay.position { 1 } else { tries + 1 };
             replay = now;

@@ -120,15 +120,36 @@ fn may_be_synchronous(setting: &str) -> bool {
     })
 }
 
-/// The slot, seen before the checkpoint `frontier` was.
+/// What is known of the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checkpoint {
+    /// It is here, in the WAL of this source.
+    At(Lsn),
+    /// It is that of another source, which was told of.
+    OfAnother,
+    /// There is none, or it could not be read.
+    Unknown,
+}
+
+impl Checkpoint {
+    /// Where it is in the WAL of this source.
+    pub(super) fn of_this_source(self) -> Option<Lsn> {
+        match self {
+            Self::At(lsn) => Some(lsn),
+            Self::OfAnother | Self::Unknown => None,
+        }
+    }
+}
+
+/// The slot, seen before the `checkpoint` was.
 pub(super) async fn slot(
     config: &Config,
     client: &Client,
     slot: Option<Slot>,
-    frontier: Option<Lsn>,
+    checkpoint: Checkpoint,
     report: &mut Report,
 ) -> Result<()> {
-    let name = &config.source.slot;
+    let (name, frontier) = (&config.source.slot, checkpoint.of_this_source());
     free_slots(name, client, report).await?;
     let active_pid = slot.as_ref().and_then(|slot| slot.active_pid);
     if active_pid.is_none() {
@@ -145,6 +166,11 @@ pub(super) async fn slot(
     let begins = state.as_ref().and_then(|state| state.confirmed_flush);
     let checked = halt::check_slot(name, state.as_ref(), frontier.or(begins).unwrap_or_default());
     match (checked, frontier) {
+        (Err(Halt::SlotMissing { .. }), None) if checkpoint == Checkpoint::OfAnother => {
+            let fix = "do what is said above of the state; no slot is made before";
+            report.fail("slot", format!("{name} does not exist here"), fix);
+            return Ok(());
+        }
         (Err(Halt::SlotMissing { .. }), None) => {
             report.fail("slot", format!("{name} does not exist"), "run `walhook setup`");
             return Ok(());
@@ -246,24 +272,23 @@ pub(crate) async fn session(client: &Client, pid: i32) -> Result<String> {
 }
 
 /// Whether the state is there, ours to write, and of this source. `client` is the state database's.
-/// Returns the checkpoint, where there is one of this source.
 pub(super) async fn state(
     config: &Config,
     client: &Client,
     report: &mut Report,
-) -> Result<Option<Lsn>> {
+) -> Result<Checkpoint> {
     let schema = &config.state.schema;
     let tables = walhook_state::tables();
     let relations = Relations::find(client, schema).await?;
     if let Some((finding, fix)) = foreign(schema, &relations) {
         report.fail("state", finding, fix);
-        return Ok(None);
+        return Ok(Checkpoint::Unknown);
     }
     let found = relations.tables.len();
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
         report.fail("state", finding, role::fix_of_state(config, client).await?);
-        return Ok(None);
+        return Ok(Checkpoint::Unknown);
     }
     let role: String = one(client, "SELECT current_user::pg_catalog.text").await?;
     let sql =
@@ -279,7 +304,7 @@ pub(super) async fn state(
     if !client.query_one(sql, &[schema, &tables]).await?.try_get::<_, bool>(0)? {
         let finding = format!("{role} may not use the schema {schema}");
         report.fail("state", finding, use_of_state(config, client).await?);
-        return Ok(None);
+        return Ok(Checkpoint::Unknown);
     }
     if let Some(barred) = row_security::barred(client, schema, &tables, None).await? {
         report.fail("state", barred.finding(), barred.fix());
@@ -300,7 +325,7 @@ fn version(found: i32, report: &mut Report) {
     }
 }
 
-async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<Option<Lsn>> {
+async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<Checkpoint> {
     let schema = quote_ident(&config.state.schema);
     let sql = format!(
         "SELECT m.system_identifier::pg_catalog.text, m.timeline, m.host, m.database,
@@ -328,7 +353,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     }
     let Some(row) = row else {
         report.fail("checkpoint", "there is none", "run `walhook setup`");
-        return Ok(None);
+        return Ok(Checkpoint::Unknown);
     };
     version(row.try_get(6)?, report);
     let stored = SourceIdentity {
@@ -357,7 +382,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         let read = read.max(frontier);
         if let Err(halt) = halt::check_wal_end(slot::wal_end(&source).await?, read) {
             report.halt("checkpoint", &halt);
-            return Ok(None);
+            return Ok(Checkpoint::Unknown);
         }
     }
     match row.try_get::<_, Option<&str>>(5)? {
@@ -368,7 +393,10 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         }
         None => report.pass("checkpoint", format!("at {frontier}")),
     }
-    Ok(same.is_ok().then_some(frontier))
+    Ok(match same {
+        Ok(()) => Checkpoint::At(frontier),
+        Err(_) => Checkpoint::OfAnother,
+    })
 }
 
 #[cfg(test)]

@@ -4,9 +4,12 @@ use super::*;
 use crate::control::state_fixture::{Fixture, dead, event};
 use walhook_core::endpoint::Secret;
 use walhook_core::event::EndpointId;
+use walhook_core::halt::SourceIdentity;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DisableEndpoint, PersistBatch};
 use walhook_postgres::ident::quote_ident;
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::source;
 
 async fn status(config: &Config) -> StatusView {
     read(config, None).await.unwrap()
@@ -36,7 +39,19 @@ async fn status_shows_the_pipeline_and_why_it_has_halted() {
     let config = fixture.config();
     let found = status(&config).await;
     assert!(found.slot.is_none() && found.source_error.is_none(), "{found:?}");
+    // The state's source is another: what to do is said once.
     let problem = found.slot_problem.unwrap();
+    assert!(problem.contains("upgrade finish") && !problem.contains("--accept-gap"), "{problem}");
+    let source = Conninfo::parse(&config.source.url).unwrap();
+    let ours = source::identity(&fixture.admin, &source).await.unwrap();
+    let SourceIdentity { system_identifier, timeline, host, database } = ours;
+    let meta = format!(
+        "UPDATE {}.meta SET system_identifier = {system_identifier}, timeline = {timeline},
+                host = '{host}', database = '{database}'",
+        quote_ident(&config.state.schema)
+    );
+    fixture.admin.batch_execute(&meta).await.unwrap();
+    let problem = status(&config).await.slot_problem.unwrap();
     assert!(problem.contains("`walhook recover --accept-gap`"), "{problem}");
 
     let slot = "SELECT pg_create_logical_replication_slot('p', 'pgoutput')";

@@ -1,5 +1,7 @@
 //! Why a past range cannot be read.
 
+use std::borrow::Cow;
+
 use crate::server::rulebook::{RulesError, Unlearned};
 use walhook_core::halt::Lost;
 use walhook_core::lsn::Lsn;
@@ -71,7 +73,7 @@ pub(crate) enum RangeError {
         source: WireError,
     },
     /// No stream, or it was lost.
-    #[error("{}; {}", .0.line(), .0.fix())]
+    #[error("{}; {}", .0.line(), fix_of(.0))]
     Wire(WireError),
     /// A server that shuts down ends this session first.
     #[error("the SQL session beside the stream ended: {}", .0.as_ref().map_or_else(|| "closed".to_owned(), error_text))]
@@ -96,6 +98,17 @@ pub(crate) enum RangeError {
     /// A message where none of its kind can stand.
     #[error(transparent)]
     Change(#[from] ChangeError),
+}
+
+/// Nothing that is put back now was there then.
+const WITHOUT_PUBLICATION: &str = "what was committed while there was no such publication, and what follows it in this \
+    range, cannot be sent again: send it by hand, or ask for a range that begins after the publication was made";
+
+fn fix_of(error: &WireError) -> Cow<'static, str> {
+    match wire::classify(error) {
+        Class::PublicationMissing => WITHOUT_PUBLICATION.into(),
+        _ => error.fix(),
+    }
 }
 
 impl From<tokio_postgres::Error> for RangeError {

@@ -94,6 +94,9 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     // What rules may take depends on what memory there is.
     sending(&config.scheduler, &config.memory, &config.egress)?;
     rule::rules(&config.events, config.memory.limit)?;
+    if config.state.url.is_none() {
+        rule::own_tables(&config.events, &config.state.schema)?;
+    }
     delivery(&config.delivery)?;
     if let Some(workers) = &config.workers {
         workers::workers(workers)?;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Problem, problem, table};
+use walhook_core::catalog::TableName;
 use walhook_core::event::check_id;
 use walhook_core::size::ByteSize;
 use walhook_rules::condition::{Condition, DataExpression};
@@ -12,6 +13,9 @@ use walhook_rules::settings::{EventRule, RuleOperation};
 
 /// Less would leave no room for an event worth sending.
 const LEAST_MAX_BYTES: ByteSize = ByteSize(1 << 10);
+
+/// Those of our own tables that change rarely, and that somebody may want to hear of.
+const SETTLED: [&str; 2] = ["dead_letters", "gaps"];
 
 /// So that the head of a message that is too large to be read surely holds it.
 const MAX_PREFIX_BYTES: usize = 256;
@@ -30,6 +34,24 @@ pub(super) fn rules(rules: &[EventRule], memory_limit: ByteSize) -> Result<(), P
                 rule.event_type
             );
             return problem(&key("type"), text);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses rules for what walhook itself writes as it delivers: an event of that makes the next one, for ever.
+pub(super) fn own_tables(rules: &[EventRule], schema: &str) -> Result<(), Problem> {
+    let own = walhook_state::tables();
+    for (n, rule) in rules.iter().enumerate() {
+        let table = rule.table.as_deref().and_then(|table| table.parse::<TableName>().ok());
+        let Some(table) = table.filter(|table| table.schema == schema) else { continue };
+        if own.contains(&table.name.as_str()) && !SETTLED.contains(&table.name.as_str()) {
+            let text = format!(
+                "{table} is written by walhook as it delivers, so each event would make the next one, for ever; of \
+                 its own tables a rule may name {}",
+                SETTLED.join(" and ")
+            );
+            return problem(&format!("events[{n}].table"), text);
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use url::{Host, Url};
 
 use super::Report;
 use crate::config::Config;
+use walhook_sign::Weakness;
 
 const WHAT: &str = "notify.url";
 
@@ -17,13 +18,24 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Contacts nobody but the name server. What it finds is no failure: deliveries go on without.
 pub(super) async fn check(config: &Config, report: &mut Report) {
     let Some(url) = &config.notify.url else { return };
+    if let Some(Ok(Some(weakness))) = config.notify.secret.as_ref().map(walhook_sign::judge) {
+        let finding = match weakness {
+            Weakness::Plain => "is plain text, which the standard's libraries do not take",
+            Weakness::Short => "has fewer than 24 bytes",
+        };
+        let fix = "write whsec_ and the base64 of 24 to 64 random bytes, here and at the receiver";
+        report.warn("notify.secret", finding, fix);
+    }
     let Ok(url) = Url::parse(url.expose()) else { return };
     match problem(config, &url).await {
         None => report.pass(WHAT, format!("leads to {}", url.host_str().unwrap_or_default())),
         Some(problem) => report.warn(
             WHAT,
             format!("{problem}: nobody will be told of endpoints that are switched off"),
-            "correct it, or allow it in [egress]",
+            match url.username().is_empty() && url.password().is_none() {
+                true => "correct it, or allow it in [egress]",
+                false => "correct it",
+            },
         ),
     }
 }

@@ -140,17 +140,16 @@ pub(crate) fn parse(
 
 /// The error, which may pass where the value that is wrong is a URL that stands in a file.
 fn of_url_file(settings: &[Setting], error: ConfigError) -> ConfigError {
-    let is_in_file = |name: &str| {
-        let mut all = settings.iter();
-        all.any(|setting| setting.variable == name && setting.file.is_some() && setting.is_url())
+    let ConfigError::Invalid { place: Place::Variable(variable), problem } = error else {
+        return error;
     };
-    match error {
-        ConfigError::Invalid { place: Place::Variable(variable), problem }
-            if is_in_file(&variable) =>
-        {
+    let setting = settings.iter().find(|setting| setting.variable == variable && setting.is_url());
+    match setting.and_then(|setting| setting.file.as_ref()) {
+        Some(file) => {
+            let problem = format!("in the file {}: {problem}", file.display());
             ConfigError::UrlFile { variable, problem }
         }
-        error => error,
+        None => ConfigError::Invalid { place: Place::Variable(variable), problem },
     }
 }
 

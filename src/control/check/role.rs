@@ -32,8 +32,8 @@ async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
     let names: Vec<&str> = TIMEOUTS.to_vec();
     // What is no number is not cast, in whichever order the planner tests.
     let sql = format!(
-        "SELECT name, ms, current_user::pg_catalog.text FROM (
-             SELECT name, CASE WHEN name {EQ} ANY ($1) THEN setting::bigint END AS ms
+        "SELECT name, ms, current_user::pg_catalog.text, of_url FROM (
+             SELECT name, source {EQ} 'client' AS of_url, CASE WHEN name {EQ} ANY ($1) THEN setting::bigint END AS ms
              FROM pg_catalog.pg_settings) s
          WHERE ms {GT} 0 AND ms {LE} $2 ORDER BY name"
     );
@@ -41,7 +41,11 @@ async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
     for row in &short {
         let (name, ms, role): (&str, i64, &str) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let fix = format!("ALTER ROLE {} SET {name} = 0", quote_ident(role));
+        // No setting of the role or the database outdoes that of the session.
+        let fix = match row.try_get(3)? {
+            true => format!("take {name} out of `options` in the URL, or out of PGOPTIONS"),
+            false => format!("ALTER ROLE {} SET {name} = 0", quote_ident(role)),
+        };
         report.warn(name, format!("{ms} ms for {role}: may end what is merely slow"), fix);
     }
     if short.is_empty() {

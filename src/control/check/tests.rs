@@ -2,6 +2,7 @@ use super::*;
 use crate::control::endpoints::{Query, list};
 use crate::control::fixture::Fixture;
 use crate::control::setup;
+use walhook_core::endpoint::Secret;
 
 mod connections;
 
@@ -446,4 +447,19 @@ async fn check_that_ends_early_tells_what_it_has_found_and_why() {
     assert!(last.starts_with("fail  check: ended before its end: "), "{last}");
     assert!(last.contains("version 99") && last.contains("run a later walhook"), "{last}");
     assert!(failures >= 1 && findings.iter().any(|f| f.what == "server"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn check_warns_of_a_weak_secret_of_notices_and_of_a_timeout_that_the_url_sets() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let mut config = fixture.config("[notify]\nurl = \"https://127.0.0.1/\"\nsecret = \"short\"");
+    setup::quietly(&config).await.unwrap();
+    let url = format!("{}?options=-c%20statement_timeout%3D5000", config.source.url.expose());
+    config.source.url = Secret::new(url).into();
+    let found = complaints(&config).await;
+    for says in
+        ["notify.secret: has fewer than 24 bytes", "take statement_timeout out of `options`"]
+    {
+        assert!(found.iter().any(|line| line.contains(says)), "{says}: {found:#?}");
+    }
 }

@@ -105,10 +105,10 @@ const WITHOUT_PUBLICATION: &str = "what was committed while there was no such pu
     range, cannot be sent again: send it by hand, or ask for a range that begins after the publication was made";
 
 fn fix_of(error: &WireError) -> Cow<'static, str> {
-    match wire::classify(error) {
-        Class::PublicationMissing => WITHOUT_PUBLICATION.into(),
-        _ => error.fix(),
+    if wire::classify(error) == Class::PublicationMissing {
+        return WITHOUT_PUBLICATION.into();
     }
+    error.fix()
 }
 
 impl From<tokio_postgres::Error> for RangeError {

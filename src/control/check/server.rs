@@ -308,7 +308,7 @@ pub(super) async fn state(
     }
     if let Some(barred) = row_security::barred(client, schema, &tables, None).await? {
         report.fail("state", barred.finding(), barred.fix());
-        return Ok(None);
+        return Ok(Checkpoint::Unknown);
     }
     report.pass("state", format!("the schema {schema} is there and {role} may use it"));
     checkpoint(config, client, report).await

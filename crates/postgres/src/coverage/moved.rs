@@ -23,7 +23,7 @@ pub fn moved(
     }
     let is_watched = |table: &Covered| table.kind == Kind::Named && watched.contains(&table.name);
     let stayed = now.tables.iter().filter(|(oid, table)| {
-        is_watched(table) && then.tables.get(oid).is_some_and(|old| is_watched(old))
+        is_watched(table) && then.tables.get(oid).is_some_and(&is_watched)
     });
     let losses = stayed.filter_map(|(_, table)| {
         let name = &table.name;

@@ -22,9 +22,10 @@ pub fn moved(
         return Vec::new();
     }
     let is_watched = |table: &Covered| table.kind == Kind::Named && watched.contains(&table.name);
-    let stayed = now.tables.iter().filter(|(oid, table)| {
-        is_watched(table) && then.tables.get(oid).is_some_and(&is_watched)
-    });
+    let stayed = now
+        .tables
+        .iter()
+        .filter(|(oid, table)| is_watched(table) && then.tables.get(oid).is_some_and(&is_watched));
     let losses = stayed.filter_map(|(_, table)| {
         let name = &table.name;
         let came = not_in(now, then, name).filter(|table| !table.below_since_birth);

@@ -171,7 +171,7 @@ fn led(schema: &str) -> Vec<&str> {
     let tables = schema.split("TABLE IF NOT EXISTS {schema}.").skip(1);
     let led = tables.filter_map(|table| {
         let (name, rest) = table.split_once(" (\n")?;
-        let (columns, _) = rest.split_once("\n);")?;
+        let (columns, _) = rest.split_once("\n)")?;
         columns.contains("    partition ").then_some(name)
     });
     led.collect()
@@ -190,6 +190,13 @@ fn partition_is_a_parameter_of_every_statement() {
             for (at, found) in code.match_indices(&format!("}}.{table}")) {
                 let rest = &code[at + found.len()..];
                 if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
+                    continue;
+                }
+                // A name alone, as of a table that is vacuumed, asks for no rows.
+                let before = code[..at].rsplit('"').next().unwrap_or_default();
+                if rest.starts_with('"')
+                    && !["FROM", "INTO", "UPDATE", "JOIN"].iter().any(|word| before.contains(word))
+                {
                     continue;
                 }
                 statements += 1;

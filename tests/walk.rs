@@ -294,7 +294,7 @@ const AFTER: &[Mistake] = &[
     },
     Mistake {
         wrong: Wrong::Env("WALHOOK_SOURCE__URL_FILE", "/no/such/file"),
-        command: RUN,
+        command: CHECK,
         code: 2,
         says: &["WALHOOK_SOURCE__URL_FILE: cannot read the file /no/such/file", "correct the path"],
     },

@@ -20,6 +20,8 @@ use walhook_core::lsn::Lsn;
 Shows what it is about to give up, and asks. Refuses while an instance runs. What the anchor slot
 still has is not given up: the slot is made of it. What was given up stands in `walhook status` and
 `walhook gaps list`, with the command that sends it again where there is one; dead letters stay.
+With --accept-gap, where nothing seems wrong with the slot, all that it keeps is read before that is
+said, for its WAL may be damaged: with gigabytes of it that takes minutes, and a free slot.
 
 Examples:
   walhook recover --accept-gap            the slot is gone or lost, or begins after the checkpoint;

@@ -159,9 +159,6 @@ pub(super) async fn forget_beyond(
 /// Changes that share all of a place but their count are never so many: it has room for what stepped aside.
 const ASIDE_BITS: u32 = 24;
 
-/// How the key of `deferred` goes on behind the pipeline: in this order its index is the one way to find rows.
-const KEY_BEGINS: &str = "endpoint, account, commit_lsn";
-
 /// What waits keeps its order and makes room: its place is its key, and from `at` on other events come to the same
 /// places. Each time that this happens all that waits there is counted from another multiple of 2^24 on.
 pub(super) async fn step_aside(
@@ -174,7 +171,8 @@ pub(super) async fn step_aside(
     let beyond = format!("pipeline {EQ} $1 AND {COMMIT} {GE} $2");
     let of =
         |table, order: &str| format!("(SELECT {COUNT} FROM {s}.{table} WHERE {beyond}{order})");
-    let by_key = format!(" ORDER BY {KEY_BEGINS}");
+    // As the key of `deferred` goes on behind the pipeline: in this order its index is the one way to find rows.
+    let by_key = format!(" ORDER BY endpoint, account, {COMMIT}");
     let waiting = [of("deferred", &by_key), of("pages", ""), of("unrouted", "")];
     let waiting = waiting.join(" UNION ALL ");
     let last = format!("SELECT pg_catalog.max({COUNT}) FROM ({waiting}) w");
@@ -188,9 +186,8 @@ pub(super) async fn step_aside(
     let params: [Param<'_>; 4] =
         [(pipeline, Type::TEXT), (&at, Type::PG_LSN), (&by, Type::INT8), (&most, Type::INT8)];
     let rest = format!("{beyond} AND {COUNT} {LE} $4");
-    let deferred = format!(
-        "ctid {EQ} ANY (ARRAY(SELECT ctid FROM {s}.deferred WHERE {rest} ORDER BY {KEY_BEGINS}))"
-    );
+    let deferred =
+        format!("ctid {EQ} ANY (ARRAY(SELECT ctid FROM {s}.deferred WHERE {rest}{by_key}))");
     for (table, which) in [("deferred", &deferred), ("bodies", &rest), ("unrouted", &rest)] {
         let sql = format!("UPDATE {s}.{table} SET {COUNT} = {COUNT} {PLUS} $3 WHERE {which}");
         tx.execute_typed(&sql, &params).await?;

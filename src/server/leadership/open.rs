@@ -71,9 +71,9 @@ pub(in crate::server) async fn reopen(
 ) -> Result<Session, OpenError> {
     let mut store = open_state(config, &known.timelines, LEASE).await?;
     store.write_as(epoch);
-    let read = at.max(store.reached().await?);
     let expected = store.source_identity().await?;
-    let session = open(config, known, &expected, (at, read), streams).await?;
+    // Without the checkpoint, which somebody may have locked: a halt is found all the same.
+    let session = open(config, known, &expected, (at, at), streams).await?;
     // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
     // slot on, which would look like a gap.
     if store.current_epoch().await? != epoch {
@@ -83,6 +83,7 @@ pub(in crate::server) async fn reopen(
     if store.frontier().await? < flushed {
         return Err(OpenError::Stop(Stop::WentBack));
     }
+    let read = at.max(store.reached().await?);
     store_promotion(&mut store, session.promoted, read).await?;
     check_slot(config, &session.sentinel, at, read).await?;
     let publication = source::publication(&session.sentinel, &config.source.publication).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::EXAMPLE;
+use walhook_core::endpoint::Secret;
 use walhook_core::size::ByteSize;
 use walhook_rules::settings::Bigint;
 

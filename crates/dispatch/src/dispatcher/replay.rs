@@ -8,7 +8,8 @@
 //! queue is suspended it is counted in the gap, like all else.
 //!
 //! Few are taken in at once, so what an account's own live events wait for them is bounded by as many
-//! requests, and by the rows that are read back where they were deferred; other accounts are protected by the scheduler, as from anything.
+//! requests, and by the rows that are read back where they were deferred; other accounts are protected by the
+//! scheduler, as from anything.
 //!
 //! # Counts
 //!

@@ -70,8 +70,8 @@ impl Drop for Using {
 }
 
 impl Users {
-    /// A request of the account begins. With the other account that it waits behind: the one that the connection is silent for, whose request was the last, or one that has a
-    /// request there.
+    /// A request of the account begins. With the other account that it waits behind: the one that the connection is
+    /// silent for, whose request was the last, or one that has a request there.
     pub(super) fn begin(
         self: &Arc<Self>,
         account: &AccountId,

@@ -57,9 +57,6 @@ impl Patience {
 /// How long a statement may take, where nothing else is said.
 pub(super) const USUAL: Duration = Duration::from_secs(30);
 
-/// With this a statement fails where row-level security might hide rows, instead of not showing them.
-const HIDE_NOTHING: &str = "SET row_security = off";
-
 /// For policies that hide nothing.
 const HIDE: &str = "SET row_security = on";
 
@@ -98,7 +95,7 @@ impl LookupSession {
         application_name: &str,
     ) -> Result<Self, LookupError> {
         let client = connect(settings, application_name).await?;
-        client.batch_execute(HIDE_NOTHING).await?;
+        client.batch_execute(row_security::NEVER_HIDE).await?;
         let session = Self { client, has_policies: AtomicBool::new(false) };
         session.limit(USUAL).await?;
         Ok(session)
@@ -150,7 +147,7 @@ impl LookupSession {
         // Afterwards: what is hidden by then may have been hidden from the look-up.
         let shown = self.ensure_all_shown(lookups).await;
         if fetched.is_err() || shown.is_err() {
-            self.client.batch_execute(HIDE_NOTHING).await?;
+            self.client.batch_execute(row_security::NEVER_HIDE).await?;
             self.has_policies.store(false, Ordering::Relaxed);
         }
         shown.and(fetched)

@@ -32,7 +32,7 @@ FIGURES ?=
 FUZZ_SECONDS ?= 600
 SEED ?= 1
 MINUTES ?= 10
-SEEDS ?= 0..200
+SEEDS ?= 0..2000
 FLEET_SEEDS ?= 0..10000
 
 # The versions that walhook supports, and those beside the distribution's that `make test` uses.

@@ -107,7 +107,7 @@ impl fmt::Display for Place {
 ///
 /// `WALHOOK_<SECTION>__<KEY>` sets a key; with `_FILE` appended it names a file that holds the
 /// value, whose trailing line break is stripped. A database URL's file is read again at each connection
-/// ([`DatabaseUrl`]), all others here alone. An empty variable counts as not set. Names without
+/// (`DatabaseUrl`), all others here alone. An empty variable counts as not set. Names without
 /// the double underscore (`WALHOOK_CONFIG`, and what Kubernetes sets for a service called walhook)
 /// are not keys; [`near_misses`](super::near_misses) finds those that were meant to be.
 ///
